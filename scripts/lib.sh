@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+# Sourced by the scripts of this repository: where things are, how they talk.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+TOP=${TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# Everything that is made lies here; BUILD may point it elsewhere.
+BUILD=$(realpath -m "${BUILD:-$TOP/build}")
+# shellcheck disable=SC2034  # used by the scripts that source this file
+LOGS=$BUILD/logs
+
+say() { printf '%s\n' "$*"; }
+
+die() {
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+# The comment at the top of a script, after its first two lines, is its --help.
+help() {
+	sed -n '3,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+	exit 0
+}
+
+# One set-up or build at a time in a build directory.
+lock_build() {
+	mkdir -p "$BUILD" || die "cannot make $BUILD"
+	exec 9>"$BUILD/.lock"
+	flock -n 9 || die "another run is at work in $BUILD: wait for it"
+}
+
+# need_space MIB WHAT: WHAT is about to take that much of the disk.
+need_space() {
+	local free
+	free=$(df -Pm "$BUILD" | awk 'NR == 2 { print $4 }')
+	[ "$free" -ge "$1" ] ||
+		die "$2 needs $1 MiB in $BUILD, $free MiB are free: make room, or set BUILD to another disk"
+}
+
+# run_logged WHAT LOG COMMAND...: progress while it runs, the time it took when
+# it ends, everything it prints in LOG; on failure the last lines and LOG's path.
+run_logged() {
+	local what=$1 log=$2 start=$SECONDS next=15 pid
+	shift 2
+	mkdir -p "$(dirname "$log")"
+	# A session of its own, so that an interrupt reaches all it started; and
+	# it ends when this script is killed.
+	setsid setpriv --pdeathsig TERM "$@" >"$log" 2>&1 </dev/null 9>&- &
+	pid=$!
+	trap 'kill -- "-$pid" 2>/dev/null; wait "$pid" 2>/dev/null; die "interrupted: $what; run it again to go on"' INT TERM
+	while kill -0 "$pid" 2>/dev/null; do
+		if [ -t 1 ]; then
+			printf '\r\033[K%s ... %d s  %.50s' "$what" $((SECONDS - start)) "$(tail -qn 1 "$log" | tr -d '\r')"
+		elif [ $((SECONDS - start)) -ge "$next" ]; then
+			say "$what ... $((SECONDS - start)) s"
+			next=$((next + 15))
+		fi
+		sleep 0.2
+	done
+	trap - INT TERM
+	[ ! -t 1 ] || printf '\r\033[K'
+	if wait "$pid"; then
+		say "$what: $((SECONDS - start)) s"
+	else
+		tail -n 20 "$log" >&2
+		die "failed: $what (whole log: $log)"
+	fi
+}
