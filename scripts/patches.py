@@ -1,0 +1,562 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What apply, refresh, export and check share: the series and its commits.
+
+A patch file is a mail: Subject, body, "---", project-only lines, diff.  The
+diff changes files of the base only; the files a patch brings lie in the
+repository at their kernel path and are named by the patch's "Adds:" lines.
+"""
+
+import argparse
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TOP = Path(os.environ.get("TOP") or Path(__file__).parent.parent).resolve()
+BUILD = Path(os.environ.get("BUILD") or TOP / "build").resolve()
+BASE = BUILD / "base"
+TREE = BUILD / "tree"
+LOGS = BUILD / "logs"
+# What apply last made: prefix -> commit, and what the repository's files were.
+STATE = BUILD / "applied.json"
+
+BRANCH = "series"
+NAME, MAIL = "grant mapping series", "series@example.invalid"
+
+
+class Failure(Exception):
+    """One line for the user."""
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def shown(path):
+    """A path as the user knows it."""
+    try:
+        return str(Path(path).relative_to(TOP))
+    except ValueError:
+        return str(path)
+
+
+def command(main):
+    """Run a script's main(): a Failure is one line and exit status 1."""
+    name = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        sys.exit(f"{name}: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: interrupted")
+    except BrokenPipeError:
+        os._exit(1)
+
+
+@functools.cache
+def lock():
+    """One writer at a time in a build directory; lib.sh's lock_build() is the same lock."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    held = open(BUILD / ".lock", "w", encoding="ascii")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failure(f"another run is at work in {shown(BUILD)}: wait for it") from None
+    return held  # the cache keeps it open, and so locked, until the script ends
+
+
+class Arguments(argparse.ArgumentParser):
+    """The script's docstring is its --help; a wrong argument is one line."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc, usage=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def format_help(self):
+        return self.description.strip("\n") + "\n"
+
+    def error(self, message):
+        raise Failure(f"{message} (see --help)")
+
+
+def clean_environment():
+    """No user's or caller's git settings: the result depends on the series alone."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env.update(LC_ALL="C.UTF-8", LANGUAGE="", GIT_CONFIG_GLOBAL="/dev/null",
+               GIT_CONFIG_SYSTEM="/dev/null", GIT_LITERAL_PATHSPECS="1",
+               GIT_OPTIONAL_LOCKS="0")
+    return env
+
+
+def run(argv, cwd=None, stdin="", env=None):
+    """Run a command; bytes that are not UTF-8 survive the way through."""
+    try:
+        # A group of its own, so that an interrupt ends all that it started.
+        child = subprocess.Popen([str(a) for a in argv], cwd=cwd, process_group=0,
+                                 env=clean_environment() | (env or {}), stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise Failure(f"{error.filename} is missing") from None
+    try:
+        out, err = child.communicate(stdin.encode("utf-8", "surrogateescape"))
+    except BaseException:
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait()
+        raise
+    return subprocess.CompletedProcess(argv, child.returncode, out, err)
+
+
+def text(data):
+    return data.decode("utf-8", "surrogateescape")
+
+
+def git(repo, *args, stdin="", env=None):
+    done = run(["git", "-C", repo, *args], stdin=stdin, env=env)
+    if done.returncode:
+        lines = text(done.stderr).strip().split("\n")
+        why = next((line for line in lines if line.startswith(("error:", "fatal:"))), lines[-1])
+        raise Failure(f"git {args[0]} in {shown(repo)}: {why}")
+    return text(done.stdout)
+
+
+@functools.cache
+def base_commit():
+    """The one commit of the base's repository, the tag `base`."""
+    if not (BASE / ".git").exists():
+        raise Failure(f"no {shown(BASE)}: run `make setup` first")
+    done = run(["git", "-C", BASE, "rev-parse", "-q", "--verify", "base^{commit}"])
+    if done.returncode:
+        raise Failure(f"no tag `base` in {shown(BASE)}: run `make setup` again")
+    return text(done.stdout).strip()
+
+
+@functools.cache
+def base_modes(paths):
+    """{path: mode} of those of `paths` that the base has."""
+    listed = git(BASE, "ls-tree", "-z", base_commit(), "--", *paths) if paths else ""
+    return {entry.split("\t", 1)[1]: entry.split(" ", 1)[0]
+            for entry in listed.split("\0") if entry}
+
+
+def in_base(paths):
+    return set(base_modes(tuple(sorted(set(paths)))))
+
+
+# -- The series ---------------------------------------------------------------
+
+class Patch:
+    """One patch file, taken apart."""
+
+    def __init__(self, path, content):
+        self.path = path
+        lines = content.split("\n")
+        if not lines[0].startswith("Subject: "):
+            raise Failure(f"{path}: the first line is not `Subject: ...`")
+        if "---" not in lines:
+            raise Failure(f"{path}: no `---` line between the description and the rest")
+        end = lines.index("---")
+        self.head = lines[:lines.index("")] if "" in lines[:end] else lines[:end]
+        # A long subject may be folded, as in any mail.
+        self.subject = re.sub(r"\n[ \t]+", " ", "\n".join(self.head))[len("Subject: "):].split("\n")[0].strip()
+        self.body = "\n".join(lines[len(self.head):end]).strip("\n")
+        rest = lines[end + 1:]
+        start = next((i for i, line in enumerate(rest)
+                      if re.match(r"diff -|--- |Index: ", line)), len(rest))
+        self.notes = "\n".join(rest[:start]).strip("\n")
+        self.diff = "\n".join(rest[start:])
+        self.adds = [word for line in re.findall(r"(?m)^Adds:(.*)$", self.notes)
+                     for word in line.split()]
+        # Empty lines keep the line numbers of the file in git's messages.
+        self.padded = "\n" * (end + 1 + start) + self.diff
+
+    @property
+    def message(self):
+        return self.subject + (f"\n\n{self.body}" if self.body else "") + "\n"
+
+    @functools.cached_property
+    def changes(self):
+        """The files the diff changes."""
+        if not self.diff:
+            return []
+        done = run(["git", "apply", "--numstat", "-z", "-"], stdin=self.padded, cwd="/")
+        if done.returncode:
+            raise Failure(apply_error(self, text(done.stderr)))
+        if re.search(r"(?m)^(rename|copy) (from|to) |^GIT binary patch|^Binary files ", self.diff):
+            raise Failure(f"{self.path}: renames, copies and binary changes do not belong in the series")
+        return [entry.split("\t")[2] for entry in text(done.stdout).split("\0") if entry]
+
+    def written(self):
+        """The file's canonical text."""
+        head = f"Subject: {self.subject}\n\n" + (f"{self.body}\n" if self.body else "")
+        notes = f"{self.notes}\n" if self.notes else ""
+        return f"{head}---\n{notes}" + (f"\n{self.diff}" if self.diff else "")
+
+    def content(self):
+        """What of the file reaches the tree: everything but the project-only lines."""
+        return repr((self.message, self.diff, sorted(self.adds)))
+
+
+def apply_error(patch, stderr):
+    """git apply's complaint as one line that names patch, file and hunk."""
+    failed = re.search(r"(?m)^error: patch failed: (.*):(\d+)$", stderr)
+    if failed:
+        name, line = failed.groups()
+        hunk = hunk_number(patch.diff, name, line)
+        return f"{patch.path} does not apply: {name}, hunk {hunk} (line {line})"
+    errors = re.findall(r"(?m)^error: (.*)$", stderr) or [stderr.strip().split("\n")[-1]]
+    return f"{patch.path} does not apply: {errors[0]}"
+
+
+def hunk_number(diff, name, line):
+    """Which of the hunks for file `name` is the one at old line `line`."""
+    for part in re.split(r"(?m)^--- a/", diff)[1:]:
+        if part.split("\n", 1)[0].split("\t")[0] == name:
+            starts = re.findall(r"(?m)^@@ -(\d+)", part)
+            if line in starts:
+                return starts.index(line) + 1
+    return "?"
+
+
+def safe(path):
+    return not (path.startswith("/") or ".." in path.split("/") or path == "")
+
+
+def read_bytes(path, why):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Failure(f"{shown(path)}: {error.strerror.lower()}, {why}") from None
+
+
+def series_paths(top=TOP):
+    """The lines of `series`; none when there is no such file."""
+    if not (top / "series").exists():
+        return []
+    paths = (top / "series").read_text().splitlines()
+    for number, path in enumerate(paths, 1):
+        if not re.fullmatch(r"[^\s#]+\.patch", path) or not safe(path):
+            raise Failure(f"series, line {number}: not the path of a patch: `{path}`")
+        if path in paths[:number - 1]:
+            raise Failure(f"series, line {number}: {path} is listed twice")
+    return paths
+
+
+def load_series(top=TOP):
+    """The patches of the series, checked against each other and the base."""
+    patches = [Patch(path, text(read_bytes(top / path, "but `series` lists it")))
+               for path in series_paths(top)]
+    owner, subjects = {}, {}
+    for patch in patches:
+        if patch.subject in subjects:
+            raise Failure(f"{patch.path} has the Subject of {subjects[patch.subject]}")
+        subjects[patch.subject] = patch.path
+        for path in patch.adds:
+            if not safe(path) or path.endswith(".patch"):
+                raise Failure(f"{patch.path}: `Adds: {path}` is not a kernel path")
+            if path in owner:
+                raise Failure(f"{path} is added by {owner[path]} and by {patch.path}: "
+                              "keep it in one of them")
+            owner[path] = patch.path
+            if not (top / path).is_file() or (top / path).is_symlink():
+                raise Failure(f"{patch.path} adds {path}, which is no file in the repository")
+    changed = [path for patch in patches for path in patch.changes]
+    known = in_base(list(owner) + changed)
+    for patch in patches:
+        for path in patch.adds:
+            if path in known:
+                raise Failure(f"{patch.path} adds {path}, which the base already has")
+    for patch in patches:
+        for path in patch.changes:
+            if path in owner:
+                raise Failure(f"{patch.path} changes {path}, which {owner[path]} adds: "
+                              "fold the change into the file, or make it a file of its own")
+            if path not in known:
+                raise Failure(f"{patch.path} changes {path}, which the base does not have: "
+                              "a new file is a file of the repository, named in `Adds:`")
+    return patches
+
+
+def mode_of(path):
+    return "100755" if os.access(path, os.X_OK) else "100644"
+
+
+def blob(data):
+    """git's name for a file with this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def fingerprints(patches, top=TOP):
+    """{path: what counts of it} for `series`' patches and the files they add."""
+    files = {}
+    for patch in patches:
+        files[patch.path] = blob(patch.content().encode("utf-8", "surrogateescape"))
+        for path in patch.adds:
+            files[path] = f"{mode_of(top / path)} {blob((top / path).read_bytes())}"
+    return files
+
+
+def read_state():
+    try:
+        return json.loads(STATE.read_text())
+    except (OSError, ValueError):
+        return {"commits": {}, "files": {}, "applied": []}
+
+
+def write_state(commits, patches, files):
+    fresh = STATE.with_suffix(".new")
+    fresh.write_text(json.dumps({"commits": commits, "files": files,
+                                 "applied": [patch.path for patch in patches]}, indent=1) + "\n")
+    fresh.replace(STATE)
+
+
+def identity(name, mail, date):
+    return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", name), ("EMAIL", mail), ("DATE", date))}
+
+
+@functools.cache
+def base_date():
+    """Commits are dated like the base: the same series has the same hashes."""
+    return git(BASE, "log", "-1", "--format=%ct +0000", base_commit()).strip()
+
+
+def commit_series(patches, top=TOP):
+    """Commit the patches onto the base, no work tree involved.
+
+    Returns ({prefix: commit} in order, lines about hunks that had to move).
+    A prefix is known by what went into it, so only what changed is done anew.
+    """
+    files = fingerprints(patches, top)
+    done = read_state()["commits"]
+    code = blob(Path(__file__).read_bytes())
+    prefix, parent = f"{code} {base_commit()}", base_commit()
+    commits, moved, index = {}, [], None
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {"GIT_INDEX_FILE": f"{scratch}/index", **identity(NAME, MAIL, base_date())}
+        for patch in patches:
+            parts = [prefix, *(f"{path} {files[path]}" for path in [patch.path, *patch.adds])]
+            prefix = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            known = done.get(prefix)
+            if known and exists(known):
+                parent, index = known, None
+            else:
+                if index != parent:
+                    git(BASE, "read-tree", parent, env=env)
+                moved += stage(patch, top, env)
+                tree = git(BASE, "write-tree", env=env).strip()
+                if tree == git(BASE, "rev-parse", f"{parent}^{{tree}}").strip():
+                    raise Failure(f"{patch.path} changes nothing")
+                parent = index = git(BASE, "commit-tree", tree, "-p", parent,
+                                     stdin=patch.message, env=env).strip()
+            commits[prefix] = parent
+    return commits, moved
+
+
+def exists(commit):
+    return run(["git", "-C", BASE, "cat-file", "-e", f"{commit}^{{tree}}"]).returncode == 0
+
+
+def stage(patch, top, env):
+    """Apply one patch to the index and add its new files."""
+    moved = []
+    if patch.diff:
+        applied = run(["git", "-C", BASE, "apply", "--cached", "--verbose",
+                       "--whitespace=nowarn", "-"], stdin=patch.padded, env=env)
+        output = text(applied.stderr)
+        if applied.returncode:
+            raise Failure(apply_error(patch, output))
+        name = "?"
+        for line in output.split("\n"):
+            if line.startswith("Checking patch "):
+                name = line[len("Checking patch "):].removesuffix("...")
+            hunk = re.match(r"Hunk #(\d+) succeeded at \d+ \(offset (-?\d+) lines?\)", line)
+            if hunk:
+                moved.append(f"{patch.path}: {name}, hunk {hunk[1]} moved by {hunk[2]} lines")
+    if patch.adds:
+        blobs = git(BASE, "hash-object", "-w", "--no-filters", "--stdin-paths",
+                    stdin="".join(f"{top / path}\n" for path in patch.adds)).split()
+        git(BASE, "update-index", "--add", "--index-info", env=env,
+            stdin="".join(f"{mode_of(top / path)} {name}\t{path}\n"
+                          for path, name in zip(patch.adds, blobs)))
+    return moved
+
+
+def tree_hash(commit, repo=BASE):
+    return git(repo, "rev-parse", f"{commit}^{{tree}}").strip()
+
+
+def tip(commits):
+    return list(commits.values())[-1] if commits else base_commit()
+
+
+# -- From commits back to files ----------------------------------------------
+
+def raw_changes(parent, commit):
+    """[(path, mode, blob)] a commit changes; mode 000000 for a deleted file."""
+    fields = git(BASE, "diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev",
+                 parent, commit).split("\0")
+    return [(path, *(entry.split(" ")[i] for i in (1, 3)))
+            for entry, path in zip(fields[0::2], fields[1::2])]
+
+
+def diff_of(parent, commit, paths):
+    """The diff in the one form the repository keeps; without `index` lines,
+    which would change with the base although the patch does not."""
+    if not paths:
+        return ""
+    diff = git(BASE, "diff-tree", "-p", "-U3", "--no-renames", "--no-color", "--no-ext-diff",
+               "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/", parent, commit, "--", *paths)
+    return re.sub(r"(?m)^index .*\n", "", diff)
+
+
+def commit_message(commit):
+    """(subject, body), the body without empty lines around it."""
+    subject, _, body = git(BASE, "log", "-1", "--format=%s%x00%b", commit).partition("\0")
+    return subject, body.strip("\n")
+
+
+class Planned(Patch):
+    """A patch as a commit makes it; `files` are the new files it brings."""
+
+    def __init__(self, parent, commit):  # pylint: disable=super-init-not-called
+        self.path, self.notes = None, ""
+        self.subject, self.body = commit_message(commit)
+        if re.match(r"(fixup|squash|amend)! ", self.subject):
+            raise Failure(f"commit `{self.subject}` is not squashed yet: "
+                          f"`git -C {shown(TREE)} rebase -i --autosquash base`")
+        if "---" in self.body.split("\n"):
+            raise Failure(f"commit `{self.subject}`: a line `---` would end the mail's text: take it out")
+        changes = raw_changes(parent, commit)
+        known = in_base(path for path, _, _ in changes)
+        self.files = {path: (mode, name) for path, mode, name in changes if path not in known}
+        self.adds = sorted(self.files)
+        self.paths = [path for path, _, _ in changes if path in known]
+        self.diff = diff_of(parent, commit, self.paths)
+        if not changes:
+            raise Failure(f"commit `{self.subject}` changes nothing: drop it")
+        if re.search(r"(?m)^Binary files ", self.diff):
+            raise Failure(f"commit `{self.subject}` changes a binary file, which a patch cannot carry")
+
+    def follow(self, old):
+        """Be the successor of patch `old`: its place and its project-only lines."""
+        self.path, self.notes = old.path, old.notes
+        if sorted(old.adds) != self.adds:
+            kept = re.sub(r"(?m)^Adds:.*\n?", "", old.notes).strip("\n")
+            self.notes = "\n".join([*(f"Adds: {path}" for path in self.adds), *([kept] if kept else [])])
+
+    def found(self, taken):
+        """Be a new patch: named by its subject, next to the first file it changes."""
+        place = (self.paths or self.adds)[0].rpartition("/")[0]
+        slug = re.sub(r"[^a-z0-9]+", "-", self.subject.lower()).strip("-")
+        slug = slug if len(slug) <= 52 else slug[:53].rpartition("-")[0]
+        names = (f"{slug}{suffix}.patch" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        paths = (f"{place}/{name}" if place else name for name in names)
+        self.path = next(path for path in paths if path not in taken)
+        self.notes = "\n".join([*(f"Adds: {path}" for path in self.adds), "Upstream: not yet (new)"])
+
+
+def plan(commits, old):
+    """The patches that the commits make; `old` are those they may continue."""
+    planned, parent, owner = [], base_commit(), {}
+    for commit in commits:
+        patch = Planned(parent, commit)
+        for path, (mode, _) in patch.files.items():
+            if path in owner:
+                raise Failure(f"commit `{patch.subject}` changes {path}, which `{owner[path]}` adds: "
+                              "fold it into that one, or make it a file of its own")
+            if mode not in ("100644", "100755"):
+                raise Failure(f"commit `{patch.subject}`: {path} is no plain file")
+            owner[path] = patch.subject
+        if patch.subject in (other.subject for other in planned):
+            raise Failure(f"two commits have the subject `{patch.subject}`: reword one")
+        planned.append(patch)
+        parent = commit
+
+    by_subject = {patch.subject: patch for patch in old}
+    left = [patch for patch in old if patch.subject not in {new.subject for new in planned}]
+    taken = {patch.path for patch in old}
+    for patch in planned:
+        # A commit that was only reworded still has its patch's content.
+        match = by_subject.get(patch.subject) or next(
+            (other for other in left
+             if (other.diff, sorted(other.adds)) == (patch.diff, patch.adds)), None)
+        if match:
+            patch.follow(match)
+            left = [other for other in left if other is not match]
+        else:
+            patch.found(taken)
+            taken.add(patch.path)
+    return planned
+
+
+def write_plan(planned, top):
+    """Write the planned patches, their files and `series` below `top`."""
+    for patch in planned:
+        put(top / patch.path, patch.written().encode("utf-8", "surrogateescape"))
+        for path, (mode, name) in patch.files.items():
+            put(top / path, cat_blob(name), mode)
+    put(top / "series", "".join(f"{patch.path}\n" for patch in planned).encode())
+
+
+def cat_blob(name):
+    return run(["git", "-C", BASE, "cat-file", "blob", name]).stdout
+
+
+def put(path, data, mode="100644"):
+    """Write a file unless it already is what it should be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != data:
+        path.write_bytes(data)
+    if mode_of(path) != mode:
+        path.chmod(0o755 if mode == "100755" else 0o644)
+
+
+# -- build/tree ---------------------------------------------------------------
+
+def require_worktree(tree):
+    """A work tree outlives its repository when build/base alone is made anew."""
+    if run(["git", "-C", tree, "rev-parse", "--verify", "-q", "HEAD"]).returncode:
+        raise Failure(f"{shown(tree)} belongs to a base that is gone: delete it")
+
+
+def require_clean_tree(advice):
+    """build/tree is on its branch and everything in it is committed."""
+    require_worktree(TREE)
+    tree = shown(TREE)
+    head = run(["git", "-C", TREE, "symbolic-ref", "-q", "--short", "HEAD"])
+    if text(head.stdout).strip() != BRANCH:
+        raise Failure(f"{tree} is not on branch {BRANCH}: end the rebase there, or "
+                      f"`git -C {tree} checkout {BRANCH}`")
+    dirty = [line[3:] for line in git(TREE, "status", "--porcelain", "-uno").split("\n")[:-1]]
+    if dirty:
+        raise Failure(f"{tree} has uncommitted work ({some(dirty)}): {advice}")
+    fresh = untracked()
+    if fresh:
+        raise Failure(f"{tree} has a file that git does not know ({some(fresh)}): delete it, "
+                      f"or `git -C {tree} add -f` it and {advice}")
+
+
+def some(paths):
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def untracked():
+    """New files of build/tree.
+
+    Debian's .gitignore hides everything: see past that, but not past the
+    kernel's own patterns.
+    """
+    paths = git(TREE, "ls-files", "-z", "-o", "--exclude-standard", "-x", "!/*", "-x", "/obj-*")
+    return [path for path in paths.split("\0") if "/" in path and not path.startswith(".")]
+
+
+def head_commit():
+    return git(TREE, "rev-parse", "HEAD").strip()
