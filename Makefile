@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0
+# Thin: each target calls one script, each of which has a --help.
+
+.DEFAULT_GOAL := demo
+
+demo: ## set up, build, and show each case of the demonstration on stock and patched (the default)
+	testbed/demo
+
+check: ## run every test there is
+	testbed/check
+
+setup: ## install what is missing, unpack the base and Xen
+	scripts/setup
+
+tree: setup ## build/tree: a git tree of the base with the series as commits
+	scripts/apply
+
+kernel: tree ## build/stock, build/patched and build/debug: the kernels
+	scripts/kernel stock patched debug
+
+shell: tree ## an interactive dom0 on the patched kernel
+	scripts/kernel patched
+	testbed/dom0 shell
+
+refresh: ## write the commits of build/tree back to the series
+	scripts/refresh
+
+export: tree ## build/export: the series as mails
+	scripts/export
+
+clean: ## remove all that was made, but for the downloads and the compiler's cache
+	find build -mindepth 1 -maxdepth 1 ! -name cache ! -name ccache -exec rm -rf {} +
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo check setup tree kernel shell refresh export clean help

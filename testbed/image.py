@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The initramfs of dom0 and of the guests.
+
+Packed in memory for every run: that takes less time than to tell whether an
+earlier one is still right, and leaves nothing behind.
+"""
+
+import gzip
+import os
+import stat
+import subprocess
+
+# What runs in dom0 and in the guests.
+SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'initramfs')
+TOOLS = [
+    'usr/lib/xen-4.17/bin/xl', 'usr/lib/xen-4.17/bin/xenstored',
+    'usr/lib/xen-4.17/bin/xenconsoled', 'usr/lib/xen-4.17/bin/xen-init-dom0',
+    'usr/lib/xen-4.17/bin/libxl-save-helper', 'usr/lib/xen-4.17/bin/xen-diag',
+]
+STORE_CLIENTS = ['usr/bin/xenstore-' + name for name in
+                 ('chmod', 'exists', 'list', 'ls', 'read', 'rm', 'watch', 'write')]
+LIBRARY_DIRS = ['lib/x86_64-linux-gnu', 'usr/lib/x86_64-linux-gnu']
+
+
+class ImageError(Exception):
+    pass
+
+
+class Cpio:
+    """An archive in the kernel's "newc" format; the same content gives the same bytes."""
+
+    def __init__(self):
+        self.parts = []
+        self.inode = 0
+        self.dirs = set()
+
+    def _entry(self, name, mode, data=b'', device=(0, 0)):
+        self.inode += 1
+        encoded = os.fsencode(name) + b'\0'
+        fields = [self.inode, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(encoded), 0]
+        head = b'070701' + b''.join(b'%08X' % field for field in fields) + encoded
+        self.parts += [head, bytes(-len(head) % 4), data, bytes(-len(data) % 4)]
+
+    def _parents(self, name):
+        parent = os.path.dirname(name)
+        if parent and parent not in self.dirs:
+            self.mkdir(parent)
+
+    def mkdir(self, name, mode=0o755):
+        name = name.strip('/')
+        if name and name not in self.dirs:
+            self._parents(name)
+            self.dirs.add(name)
+            self._entry(name, stat.S_IFDIR | mode)
+
+    def file(self, name, data, mode=0o644):
+        name = name.lstrip('/')
+        self._parents(name)
+        self._entry(name, stat.S_IFREG | mode, data)
+
+    def link(self, name, target):
+        name = name.lstrip('/')
+        self._parents(name)
+        self._entry(name, stat.S_IFLNK | 0o777, os.fsencode(target))
+
+    def device(self, name, mode, major, minor):
+        self._parents(name)
+        self._entry(name, stat.S_IFCHR | mode, device=(major, minor))
+
+    def copy(self, source, name):
+        """Copies a file, a symbolic link or a whole directory."""
+        try:
+            info = os.lstat(source)
+            if stat.S_ISLNK(info.st_mode):
+                self.link(name, os.readlink(source))
+            elif stat.S_ISDIR(info.st_mode):
+                self.mkdir(name, stat.S_IMODE(info.st_mode))
+                for entry in sorted(os.listdir(source)):
+                    self.copy(os.path.join(source, entry), os.path.join(name, entry))
+            elif stat.S_ISREG(info.st_mode):
+                with open(source, 'rb') as f:
+                    self.file(name, f.read(), stat.S_IMODE(info.st_mode))
+            else:
+                raise ImageError(f'{source} is neither a file nor a directory')
+        except OSError as error:
+            raise ImageError(f'cannot read {source}: {error.strerror}') from None
+
+    def write(self, fd):
+        """Ends the archive and writes it to the open file fd."""
+        self._entry('TRAILER!!!', 0)
+        with os.fdopen(os.dup(fd), 'wb') as f:
+            f.writelines(self.parts)
+
+    def bytes(self):
+        self._entry('TRAILER!!!', 0)
+        return b''.join(self.parts)
+
+
+class Image:
+    """Makes the archives out of the unpacked packages in BUILD/xen."""
+
+    def __init__(self, build):
+        self.build = build
+        self.root = os.path.join(build, 'xen')
+        if not os.path.isdir(self.root):
+            raise ImageError(f"no Xen in {self.root}: run 'make setup'")
+
+    def _made(self, name):
+        directory = os.path.join(self.build, 'image')
+        os.makedirs(directory, exist_ok=True)
+        return os.path.join(directory, name)
+
+    def xen(self):
+        """The path of the hypervisor, unpacked: QEMU does not load it compressed."""
+        packed = os.path.join(self.root, 'boot/xen-4.17-amd64.gz')
+        plain = self._made('xen')
+        if is_older(plain, packed):
+            try:
+                with gzip.open(packed) as f:
+                    data = f.read()
+                with open(f'{plain}.{os.getpid()}', 'wb') as f:
+                    f.write(data)
+                os.replace(f.name, plain)
+            except OSError as error:
+                raise ImageError(f'cannot unpack {packed}: {error}') from None
+        return plain
+
+    def _agent(self):
+        source = os.path.join(SOURCES, 'agent.c')
+        program = self._made('agent')
+        if is_older(program, source):
+            made = f'{program}.{os.getpid()}'
+            try:
+                subprocess.run(['gcc', '-static', '-Os', '-s', '-Wall', '-o', made, source],
+                               check=True, capture_output=True, text=True)
+                os.replace(made, program)
+            except OSError as error:
+                raise ImageError(f'cannot compile {source}: {error}') from None
+            except subprocess.CalledProcessError as error:
+                raise ImageError(f'cannot compile {source}:\n{error.stderr}') from None
+        return program
+
+    def _busybox(self, cpio, names):
+        """Busybox, all its applets, and our agent under the given names."""
+        busybox = os.path.join(self.root, 'bin/busybox')
+        cpio.copy(busybox, 'bin/busybox')
+        applets = subprocess.run([busybox, '--list'], check=True, capture_output=True, text=True)
+        for applet in applets.stdout.split():
+            if applet != 'busybox':
+                cpio.link('bin/' + applet, 'busybox')
+        cpio.copy(self._agent(), 'bin/agent')
+        for name in names:
+            cpio.link('bin/' + name, 'agent')
+        for name in ('proc', 'sys', 'dev', 'run', 'tmp', 'root', 'etc'):
+            cpio.mkdir(name)
+        # The kernel opens it before /init runs.
+        cpio.device('dev/console', 0o600, 5, 1)
+
+    def _programs(self, cpio, programs):
+        """Dynamic programs of Debian's packages with the libraries they need."""
+        libraries = {'ld-linux-x86-64.so.2'}
+        for program in programs:
+            path = os.path.join(self.root, program)
+            cpio.copy(path, 'bin/' + os.path.basename(path))
+            libraries |= self._needed(path)
+        todo = sorted(libraries)
+        for library in todo:
+            path = self._library(library)
+            name = 'lib64/' if library.startswith('ld-') else 'lib/x86_64-linux-gnu/'
+            with open(path, 'rb') as f:
+                cpio.file(name + library, f.read(), 0o755)
+            # The list grows while we walk through it.
+            todo += sorted(self._needed(path) - set(todo))
+
+    def _library(self, name):
+        for directory in LIBRARY_DIRS:
+            path = os.path.join(self.root, directory, name)
+            if os.path.exists(path):
+                return path
+        raise ImageError(f"no {name} in {self.root}: run 'make setup'")
+
+    @staticmethod
+    def _needed(path):
+        dump = subprocess.run(['objdump', '-p', path], capture_output=True, text=True, check=False)
+        if dump.returncode:
+            raise ImageError(f"cannot read {path}: {dump.stderr.strip()}")
+        words = [line.split() for line in dump.stdout.splitlines()]
+        return {word[1] for word in words if word[:1] == ['NEEDED']}
+
+    def dom0(self):
+        cpio = Cpio()
+        self._busybox(cpio, ['relay', 'guest'])
+        cpio.copy(os.path.join(SOURCES, 'init'), 'init')
+        return cpio
+
+    def toolstack(self, cpio):
+        self._programs(cpio, TOOLS + STORE_CLIENTS)
+        # dlopen()ed by pthread_exit(): no NEEDED entry names it.
+        cpio.copy(self._library('libgcc_s.so.1'), 'lib/x86_64-linux-gnu/libgcc_s.so.1')
+        cpio.copy(os.path.join(SOURCES, 'start-guests'), 'bin/start-guests')
+        cpio.copy(os.path.join(SOURCES, 'hotplug'), 'etc/xen/scripts/block')
+        cpio.link('etc/xen/scripts/vif-bridge', 'block')
+        # libxl looks for its helpers where Debian puts them.
+        cpio.link('usr/lib/xen-4.17/bin', '/bin')
+        cpio.mkdir('var/lib/xen')
+        cpio.mkdir('var/log/xen')
+        cpio.mkdir('var/run')
+
+    def guest(self):
+        cpio = Cpio()
+        self._busybox(cpio, ['guestd'])
+        self._programs(cpio, ['usr/bin/xenstore-write'])
+        cpio.copy(os.path.join(SOURCES, 'guest-init'), 'init')
+        return cpio.bytes()
+
+
+def is_older(made, source):
+    return not os.path.exists(made) or os.path.getmtime(made) < os.path.getmtime(source)
