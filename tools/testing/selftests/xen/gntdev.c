@@ -1,0 +1,779 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory mapped from grants: it can be shared, used for I/O, and let go of
+ * while it is in use.
+ *
+ * To be in use is to be held by the kernel for someone: by a pipe, a
+ * long-term pin, a registered buffer, or direct I/O that has not ended.
+ */
+#include <signal.h>
+#include <stdint.h>
+#include <sys/wait.h>
+
+#include "xen_grant.h"
+#include "direct_io.h"
+#include "../../../../mm/gup_test.h"
+
+#define RW	(PROT_READ | PROT_WRITE)
+
+/* The page @i of a mapping, or of the granting side's memory */
+static void *page(void *mem, unsigned int i)
+{
+	return mem + i * PAGE_SIZE;
+}
+
+/* Make the pipe hold the pages, by reference. */
+static bool hold(const int *pipe, void *mem, unsigned int count)
+{
+	struct iovec iov = { .iov_base = mem, .iov_len = count * PAGE_SIZE };
+
+	return vmsplice(pipe[1], &iov, 1, 0) == (ssize_t)iov.iov_len;
+}
+
+/* Take one page out of the pipe: it is no longer held. */
+static bool drain(const int *pipe, void *copy)
+{
+	return read(pipe[0], copy, PAGE_SIZE) == PAGE_SIZE;
+}
+
+FIXTURE(gntdev)
+{
+	struct xen_env env;
+	struct grants *grants;
+	grant_ref_t *ref;
+	int pipe[2];
+	char copy[PAGE_SIZE];
+};
+
+FIXTURE_SETUP(gntdev)
+{
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	self->grants = &self->env.grants;
+	self->ref = self->env.grants.ref;
+	ASSERT_EQ(0, pipe(self->pipe));
+}
+
+FIXTURE_TEARDOWN(gntdev)
+{
+	close(self->pipe[0]);
+	close(self->pipe[1]);
+	xen_env_teardown(_metadata, &self->env);
+}
+
+#define mapped(i)	grant_mapped(&self->env.table, self->ref[i])
+#define granted(i)	page(self->grants->mem, i)
+
+/* Sharing */
+
+TEST_F(gntdev, both_sides_see_what_the_other_writes)
+{
+	unsigned int i;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, MAX_GRANTS, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < MAX_GRANTS; i++) {
+		EXPECT_TRUE(mapped(i));
+		EXPECT_TRUE(page_holds(page(mem, i), i));
+		fill_page(page(mem, i), ~i);
+	}
+	for (i = 0; i < MAX_GRANTS; i++) {
+		EXPECT_TRUE(page_holds(granted(i), ~i));
+		fill_page(granted(i), i + 1000);
+	}
+	for (i = 0; i < MAX_GRANTS; i++)
+		EXPECT_TRUE(page_holds(page(mem, i), i + 1000));
+
+	ASSERT_EQ(0, munmap(mem, MAX_GRANTS * PAGE_SIZE));
+	for (i = 0; i < MAX_GRANTS; i++)
+		EXPECT_FALSE(mapped(i));
+}
+
+TEST_F(gntdev, pipe_takes_mapped_pages)
+{
+	unsigned int i;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 8, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, mem, 8));
+	for (i = 0; i < 8; i++) {
+		ASSERT_TRUE(drain(self->pipe, self->copy));
+		EXPECT_TRUE(page_holds(self->copy, i));
+	}
+	ASSERT_EQ(0, munmap(mem, 8 * PAGE_SIZE));
+}
+
+TEST_F(gntdev, process_vm_readv_and_writev_reach_the_granting_side)
+{
+	struct iovec local = { self->copy, PAGE_SIZE };
+	struct iovec remote = { .iov_len = PAGE_SIZE };
+	int status;
+	pid_t pid;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 2, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	if (process_vm_readv(getpid(), &local, 1, &local, 1, 0) < 0)
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
+
+	/* From a process that does not map the grants itself */
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		remote.iov_base = page(mem, 1);
+		if (process_vm_readv(getppid(), &local, 1, &remote, 1, 0) !=
+		    PAGE_SIZE || !page_holds(self->copy, 1))
+			_exit(1);
+		remote.iov_base = mem;
+		if (process_vm_writev(getppid(), &local, 1, &remote, 1, 0) !=
+		    PAGE_SIZE)
+			_exit(2);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_TRUE(page_holds(granted(0), 1));
+	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+}
+
+/* Let go while in use */
+
+TEST_F(gntdev, munmap_with_page_in_pipe_keeps_data)
+{
+	char *mem, *mine = granted(0);
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, mem, 1));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
+	EXPECT_TRUE(mapped(0));
+
+	/* The pipe holds the granted page itself, not a copy. */
+	mine[PAGE_SIZE / 2] ^= 0xff;
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_EQ(0, memcmp(self->copy, mine, PAGE_SIZE));
+	mine[PAGE_SIZE / 2] ^= 0xff;
+	EXPECT_TRUE(page_holds(mine, 0));
+
+	EXPECT_TRUE(wait_for(!mapped(0)));
+}
+
+TEST_F(gntdev, grant_is_revoked_once_the_pipe_is_drained)
+{
+	grant_ref_t ref = self->ref[0];
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, &ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, mem, 1));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
+
+	/* The granting side gives up. That ends all its grants but this one. */
+	grants_close(self->grants);
+	EXPECT_TRUE(grant_mapped(&self->env.table, ref));
+	EXPECT_TRUE(grant_flags(&self->env.table, ref) & GTF_permit_access);
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 0));
+	EXPECT_TRUE(wait_for(!grant_flags(&self->env.table, ref)));
+	EXPECT_EQ(MAP_FAILED, gntdev_map(self->env.gntdev, &ref, 1, RW));
+	EXPECT_EQ(EINVAL, errno);
+}
+
+TEST_F(gntdev, munmap_under_longterm_pin_keeps_data)
+{
+	struct pin_longterm_test pin = {
+		.size = 4 * PAGE_SIZE,
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+	};
+	char copy[4 * PAGE_SIZE];
+	__u64 to = (uintptr_t)copy;
+	unsigned int i;
+	char *mem;
+	int gup;
+
+	gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
+	if (gup < 0)
+		SKIP(return, "/sys/kernel/debug/gup_test: %s", strerror(errno));
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 4, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	pin.addr = (uintptr_t)mem;
+	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_START, &pin));
+	ASSERT_EQ(0, munmap(mem, 4 * PAGE_SIZE));
+
+	fill_page(granted(2), 1234);
+	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_READ, &to));
+	for (i = 0; i < 4; i++) {
+		EXPECT_TRUE(mapped(i));
+		EXPECT_TRUE(page_holds(page(copy, i), i == 2 ? 1234 : i));
+	}
+
+	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_STOP));
+	for (i = 0; i < 4; i++)
+		EXPECT_TRUE(wait_for(!mapped(i)));
+	close(gup);
+}
+
+TEST_F(gntdev, munmap_of_registered_buffer_keeps_it_usable)
+{
+	struct disk disk;
+	struct uring u;
+	char *mem;
+
+	if (!uring_works())
+		SKIP(return, "io_uring: %s", strerror(errno));
+	ASSERT_EQ(0, disk_open(&disk));
+	mem = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_EQ(0, uring_open(&u, mem, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
+
+	/* The buffer is known to the ring by its old address. */
+	ASSERT_EQ(PAGE_SIZE, uring_submit(&u, disk.fd, true, mem, PAGE_SIZE));
+	ASSERT_EQ(PAGE_SIZE, pread(disk.memfd, self->copy, PAGE_SIZE, 0));
+	EXPECT_TRUE(page_holds(self->copy, 0));
+	EXPECT_TRUE(mapped(0));
+
+	fill_page(self->copy, 99);
+	ASSERT_EQ(PAGE_SIZE, pwrite(disk.memfd, self->copy, PAGE_SIZE, 0));
+	ASSERT_EQ(PAGE_SIZE, uring_submit(&u, disk.fd, false, mem, PAGE_SIZE));
+	EXPECT_TRUE(page_holds(granted(0), 99));
+
+	uring_close(&u);
+	EXPECT_TRUE(wait_for(!mapped(0)));
+	disk_close(&disk);
+}
+
+TEST_F(gntdev, idle_pages_do_not_wait_for_a_busy_one)
+{
+	const unsigned int one = self->env.before.mapped + 1;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 8, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, page(mem, 5), 1));
+	ASSERT_EQ(0, munmap(mem, 8 * PAGE_SIZE));
+	EXPECT_TRUE(wait_for(grants_mapped(&self->env.table) == one));
+	EXPECT_TRUE(mapped(5));
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 5));
+	EXPECT_TRUE(wait_for(!mapped(5)));
+}
+
+TEST_F(gntdev, two_partial_munmaps_each_with_a_page_in_a_pipe)
+{
+	int other[2];
+	char *mem;
+
+	ASSERT_EQ(0, pipe(other));
+	mem = gntdev_map(self->env.gntdev, self->ref, 2, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, mem, 1));
+	ASSERT_TRUE(hold(other, page(mem, 1), 1));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(page(mem, 1), PAGE_SIZE));
+	EXPECT_TRUE(mapped(0));
+	EXPECT_TRUE(mapped(1));
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 0));
+	EXPECT_TRUE(wait_for(!mapped(0)));
+	EXPECT_TRUE(mapped(1));
+
+	ASSERT_TRUE(drain(other, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 1));
+	EXPECT_TRUE(wait_for(!mapped(1)));
+	close(other[0]);
+	close(other[1]);
+}
+
+TEST_F(gntdev, munmap_of_a_held_hole_then_of_the_rest)
+{
+	unsigned int i;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 8, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(hold(self->pipe, page(mem, 3), 2));
+	ASSERT_EQ(0, munmap(page(mem, 3), 2 * PAGE_SIZE));
+	for (i = 0; i < 8; i++)
+		EXPECT_TRUE(mapped(i));
+
+	/* What is left can be used, on either side of the hole. */
+	fill_page(page(mem, 2), 102);
+	fill_page(page(mem, 5), 105);
+	EXPECT_TRUE(page_holds(granted(2), 102));
+	EXPECT_TRUE(page_holds(granted(5), 105));
+	ASSERT_TRUE(hold(self->pipe, page(mem, 7), 1));
+	ASSERT_EQ(0, munmap(mem, 8 * PAGE_SIZE));
+	EXPECT_TRUE(mapped(3));
+	EXPECT_TRUE(mapped(4));
+	EXPECT_TRUE(mapped(7));
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 3));
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 4));
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 7));
+	for (i = 0; i < 8; i++)
+		EXPECT_TRUE(wait_for(!mapped(i)));
+}
+
+/*
+ * gntalloc makes one grant of a page. A second one of the same page is made
+ * here, by writing the page's frame into another entry of the grant table.
+ * Not before that entry is mapped does Xen look at it.
+ */
+TEST_F(gntdev, frame_granted_twice_is_held_through_one_reference_only)
+{
+	struct grant_entry *entry = self->env.table.entry;
+	__u32 frame = entry[self->ref[1]].frame;
+	char *first, *second;
+
+	entry[self->ref[1]].frame = entry[self->ref[0]].frame;
+	first = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	second = gntdev_map(self->env.gntdev, self->ref + 1, 1, RW);
+	entry[self->ref[1]].frame = frame;
+	ASSERT_NE(MAP_FAILED, first);
+	ASSERT_NE(MAP_FAILED, second);
+	EXPECT_TRUE(page_holds(second, 0));
+	fill_page(second, 55);
+	EXPECT_TRUE(page_holds(first, 55));
+
+	ASSERT_TRUE(hold(self->pipe, first, 1));
+	ASSERT_EQ(0, munmap(first, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(second, PAGE_SIZE));
+	EXPECT_TRUE(wait_for(!mapped(1)));
+	EXPECT_TRUE(mapped(0));
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 55));
+	EXPECT_TRUE(wait_for(!mapped(0)));
+}
+
+TEST_F(gntdev, grant_mapped_twice_is_held_through_both_mappings)
+{
+	char *first, *second;
+	int other[2];
+
+	ASSERT_EQ(0, pipe(other));
+	first = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	second = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, first);
+	ASSERT_NE(MAP_FAILED, second);
+	ASSERT_TRUE(hold(self->pipe, first, 1));
+	ASSERT_TRUE(hold(other, second, 1));
+	ASSERT_EQ(0, munmap(first, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(second, PAGE_SIZE));
+
+	ASSERT_TRUE(drain(self->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 0));
+	EXPECT_TRUE(mapped(0));
+	fill_page(granted(0), 66);
+	ASSERT_TRUE(drain(other, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 66));
+	EXPECT_TRUE(wait_for(!mapped(0)));
+	close(other[0]);
+	close(other[1]);
+}
+
+/*
+ * Many mappings at a time, each of a random range of the grants; a random
+ * part of each is held, and munmapped and let go of in random order.
+ */
+#define NR_MAPS		1000
+#define NR_SLOTS	32
+#define MAX_RANGE	8
+
+struct slot {
+	char *mem;
+	__s64 index;
+	unsigned int first, count;	/* the grants mapped; 0: unused */
+	unsigned int left;		/* pages not munmapped yet */
+	unsigned int held_first, held;
+	bool present[MAX_RANGE];
+	int pipe[2];
+};
+
+static unsigned int below(unsigned int limit)
+{
+	return random() % limit;
+}
+
+static bool slot_map(struct slot *s, int gntdev, const grant_ref_t *ref)
+{
+	s->count = 1 + below(MAX_RANGE);
+	s->first = below(MAX_GRANTS - s->count + 1);
+	s->left = s->count;
+	memset(s->present, true, s->count);
+	s->index = gntdev_add(gntdev, DOM0, ref + s->first, s->count);
+	s->mem = mmap(NULL, s->count * PAGE_SIZE, RW, MAP_SHARED, gntdev,
+		      s->index);
+	if (s->mem == MAP_FAILED)
+		return false;
+
+	s->held_first = below(s->count);
+	s->held = below(s->count - s->held_first + 1);
+	return !s->held ||
+	       hold(s->pipe, page(s->mem, s->held_first), s->held);
+}
+
+/* Others may have mapped something where a page is gone: leave that alone. */
+static bool slot_munmap(struct slot *s, int gntdev)
+{
+	unsigned int first = below(s->count), count = 0;
+	unsigned int max = 1 + below(s->count);
+
+	while (!s->present[first])
+		first = (first + 1) % s->count;
+	while (count < max && first + count < s->count &&
+	       s->present[first + count])
+		s->present[first + count++] = false;
+	if (munmap(page(s->mem, first), count * PAGE_SIZE))
+		return false;
+
+	s->left -= count;
+	return s->left || !gntdev_remove(gntdev, s->index, s->count);
+}
+
+static bool slot_release(struct slot *s, void *copy)
+{
+	for (; s->held; s->held--, s->held_first++)
+		if (!drain(s->pipe, copy) ||
+		    !page_holds(copy, s->first + s->held_first))
+			return false;
+	return true;
+}
+
+TEST_F_TIMEOUT(gntdev, random_ranges_held_and_released, 120)
+{
+	const char *env = getenv("XEN_SELFTEST_SEED");
+	unsigned int seed = env ? strtoul(env, NULL, 0) : time(NULL);
+	struct slot slots[NR_SLOTS] = { };
+	unsigned int i, maps = 0, live = 0;
+
+	TH_LOG("XEN_SELFTEST_SEED=%u", seed);
+	srandom(seed);
+	for (i = 0; i < NR_SLOTS; i++)
+		ASSERT_EQ(0, pipe(slots[i].pipe));
+
+	while (maps < NR_MAPS || live) {
+		struct slot *s = &slots[below(NR_SLOTS)];
+
+		if (!s->count) {
+			if (maps == NR_MAPS)
+				continue;
+			ASSERT_TRUE(slot_map(s, self->env.gntdev, self->ref));
+			maps++;
+			live++;
+		} else if (s->left && (!s->held || below(2))) {
+			ASSERT_TRUE(slot_munmap(s, self->env.gntdev));
+		} else if (s->held) {
+			ASSERT_TRUE(slot_release(s, self->copy));
+		}
+		if (s->count && !s->left && !s->held) {
+			s->count = 0;
+			live--;
+		}
+	}
+
+	for (i = 0; i < MAX_GRANTS; i++)
+		EXPECT_TRUE(wait_for(!mapped(i)));
+	for (i = 0; i < NR_SLOTS; i++) {
+		close(slots[i].pipe[0]);
+		close(slots[i].pipe[1]);
+	}
+}
+
+/* Direct I/O */
+
+FIXTURE(direct_io)
+{
+	struct xen_env env;
+	struct disk disk;
+	char copy[PAGE_SIZE];
+};
+
+FIXTURE_VARIANT(direct_io)
+{
+	bool (*works)(void);
+	ssize_t (*rw)(int fd, bool write, void *buf, size_t len);
+};
+
+FIXTURE_VARIANT_ADD(direct_io, plain) {
+	.works = plain_works, .rw = plain_rw,
+};
+
+FIXTURE_VARIANT_ADD(direct_io, aio) {
+	.works = aio_works, .rw = aio_rw,
+};
+
+FIXTURE_VARIANT_ADD(direct_io, io_uring) {
+	.works = uring_works, .rw = uring_rw,
+};
+
+FIXTURE_VARIANT_ADD(direct_io, io_uring_registered) {
+	.works = uring_works, .rw = uring_fixed_rw,
+};
+
+FIXTURE_SETUP(direct_io)
+{
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	if (access("/dev/loop-control", R_OK | W_OK))
+		SKIP(return, "no access to /dev/loop-control");
+	if (!variant->works())
+		SKIP(return, "no such I/O: %s", strerror(errno));
+	ASSERT_EQ(0, disk_open(&self->disk));
+}
+
+FIXTURE_TEARDOWN(direct_io)
+{
+	disk_close(&self->disk);
+	xen_env_teardown(_metadata, &self->env);
+}
+
+#define NR_PAGES	16
+
+TEST_F(direct_io, write_from_a_mapping_reaches_the_disk)
+{
+	unsigned int i;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->env.grants.ref, NR_PAGES, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_EQ(NR_PAGES * PAGE_SIZE,
+		  variant->rw(self->disk.fd, true, mem, NR_PAGES * PAGE_SIZE));
+
+	for (i = 0; i < NR_PAGES; i++) {
+		ASSERT_EQ(PAGE_SIZE, pread(self->disk.memfd, self->copy,
+					   PAGE_SIZE, i * PAGE_SIZE));
+		EXPECT_TRUE(page_holds(self->copy, i));
+	}
+	ASSERT_EQ(0, munmap(mem, NR_PAGES * PAGE_SIZE));
+}
+
+TEST_F(direct_io, read_into_a_mapping_reaches_the_granting_side)
+{
+	unsigned int i;
+	char *mem;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		fill_page(self->copy, i + 500);
+		ASSERT_EQ(PAGE_SIZE, pwrite(self->disk.memfd, self->copy,
+					    PAGE_SIZE, i * PAGE_SIZE));
+	}
+
+	mem = gntdev_map(self->env.gntdev, self->env.grants.ref, NR_PAGES, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_EQ(NR_PAGES * PAGE_SIZE,
+		  variant->rw(self->disk.fd, false, mem, NR_PAGES * PAGE_SIZE));
+
+	for (i = 0; i < NR_PAGES; i++)
+		EXPECT_TRUE(page_holds(page(self->env.grants.mem, i), i + 500));
+	ASSERT_EQ(0, munmap(mem, NR_PAGES * PAGE_SIZE));
+}
+
+/* Direct I/O that ends after the munmap: the disk is suspended meanwhile. */
+
+FIXTURE(in_flight)
+{
+	struct xen_env env;
+	struct disk disk;
+	struct dm_disk dm;
+	char copy[PAGE_SIZE];
+	char *mem;
+};
+
+FIXTURE_SETUP(in_flight)
+{
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	if (access("/dev/loop-control", R_OK | W_OK))
+		SKIP(return, "no access to /dev/loop-control");
+	if (access("/dev/mapper/control", R_OK | W_OK))
+		SKIP(return, "no access to /dev/mapper/control");
+	ASSERT_EQ(0, disk_open(&self->disk));
+	ASSERT_EQ(0, dm_open(&self->dm, &self->disk));
+
+	self->mem = gntdev_map(self->env.gntdev, self->env.grants.ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, self->mem);
+}
+
+FIXTURE_TEARDOWN(in_flight)
+{
+	dm_close(&self->dm);
+	disk_close(&self->disk);
+	xen_env_teardown(_metadata, &self->env);
+}
+
+TEST_F(in_flight, munmap_under_write_keeps_data)
+{
+	grant_ref_t ref = self->env.grants.ref[0];
+	aio_context_t ctx = 0;
+
+	ASSERT_EQ(0, dm_suspend(&self->dm));
+	ASSERT_EQ(0, aio_start(&ctx, self->dm.fd, true, self->mem, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(self->mem, PAGE_SIZE));
+	fill_page(self->env.grants.mem, 300);
+	EXPECT_TRUE(aio_in_flight(ctx));
+	EXPECT_TRUE(grant_mapped(&self->env.table, ref));
+
+	ASSERT_EQ(0, dm_resume(&self->dm));
+	ASSERT_EQ(PAGE_SIZE, aio_finish(ctx));
+	ASSERT_EQ(PAGE_SIZE, pread(self->disk.memfd, self->copy, PAGE_SIZE, 0));
+	EXPECT_TRUE(page_holds(self->copy, 300));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, ref)));
+}
+
+TEST_F(in_flight, munmap_under_read_keeps_data)
+{
+	grant_ref_t ref = self->env.grants.ref[0];
+	aio_context_t ctx = 0;
+
+	fill_page(self->copy, 301);
+	ASSERT_EQ(PAGE_SIZE, pwrite(self->disk.memfd, self->copy, PAGE_SIZE, 0));
+
+	ASSERT_EQ(0, dm_suspend(&self->dm));
+	ASSERT_EQ(0, aio_start(&ctx, self->dm.fd, false, self->mem, PAGE_SIZE));
+	ASSERT_EQ(0, munmap(self->mem, PAGE_SIZE));
+	EXPECT_TRUE(aio_in_flight(ctx));
+	EXPECT_TRUE(grant_mapped(&self->env.table, ref));
+	EXPECT_TRUE(page_holds(self->env.grants.mem, 0));
+
+	ASSERT_EQ(0, dm_resume(&self->dm));
+	ASSERT_EQ(PAGE_SIZE, aio_finish(ctx));
+	EXPECT_TRUE(page_holds(self->env.grants.mem, 301));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, ref)));
+}
+
+/* The mapping process ends while a pipe of another holds its pages. */
+
+#define MAX_MAPPERS	2
+
+FIXTURE(end_of_process)
+{
+	struct xen_env env;
+	char copy[PAGE_SIZE];
+	struct mapper {
+		pid_t pid;
+		int pipe[2];
+	} mapper[MAX_MAPPERS];
+};
+
+FIXTURE_VARIANT(end_of_process)
+{
+	bool killed;
+};
+
+FIXTURE_VARIANT_ADD(end_of_process, exit) { .killed = false };
+FIXTURE_VARIANT_ADD(end_of_process, sigkill) { .killed = true };
+
+FIXTURE_SETUP(end_of_process)
+{
+	unsigned int i;
+
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	for (i = 0; i < MAX_MAPPERS; i++)
+		ASSERT_EQ(0, pipe(self->mapper[i].pipe));
+}
+
+FIXTURE_TEARDOWN(end_of_process)
+{
+	unsigned int i;
+
+	for (i = 0; i < MAX_MAPPERS; i++) {
+		if (self->mapper[i].pid > 0)
+			kill(self->mapper[i].pid, SIGKILL);
+		close(self->mapper[i].pipe[0]);
+		close(self->mapper[i].pipe[1]);
+	}
+	xen_env_teardown(_metadata, &self->env);
+}
+
+/* A process that maps @count grants, and has put the last page in the pipe. */
+static bool mapper_start(struct mapper *m, const grant_ref_t *ref,
+			 unsigned int count)
+{
+	int status;
+
+	m->pid = fork();
+	if (!m->pid) {
+		/* Not by the open file that it shares with its parent */
+		int fd = open("/dev/xen/gntdev", O_RDWR);
+		void *mem = gntdev_map(fd, ref, count, RW);
+
+		if (mem == MAP_FAILED ||
+		    !hold(m->pipe, page(mem, count - 1), 1))
+			_exit(1);
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	return m->pid > 0 && waitpid(m->pid, &status, WUNTRACED) == m->pid &&
+	       WIFSTOPPED(status);
+}
+
+static bool mapper_end(struct mapper *m, bool killed)
+{
+	int status;
+
+	kill(m->pid, killed ? SIGKILL : SIGCONT);
+	if (waitpid(m->pid, &status, 0) != m->pid)
+		return false;
+	m->pid = 0;
+	return killed ? WIFSIGNALED(status) : WIFEXITED(status);
+}
+
+TEST_F(end_of_process, page_in_a_pipe_keeps_data)
+{
+	struct mapper *m = self->mapper;
+	struct grants *g = &self->env.grants;
+	unsigned int i;
+
+	ASSERT_TRUE(mapper_start(m, g->ref, 4));
+	ASSERT_TRUE(mapper_end(m, variant->killed));
+	EXPECT_TRUE(grant_mapped(&self->env.table, g->ref[3]));
+
+	fill_page(page(g->mem, 3), 400);
+	ASSERT_TRUE(drain(m->pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 400));
+	for (i = 0; i < 4; i++)
+		EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table,
+						   g->ref[i])));
+}
+
+TEST_F(end_of_process, of_two_processes_each_keeps_its_page)
+{
+	struct mapper *m = self->mapper;
+	struct grants *g = &self->env.grants;
+
+	/* Both map grants 0 and 1; the first holds 1, the second 2. */
+	ASSERT_TRUE(mapper_start(&m[0], g->ref, 2));
+	ASSERT_TRUE(mapper_start(&m[1], g->ref, 3));
+	ASSERT_TRUE(mapper_end(&m[0], variant->killed));
+	EXPECT_TRUE(grant_mapped(&self->env.table, g->ref[0]));
+	ASSERT_TRUE(mapper_end(&m[1], variant->killed));
+	EXPECT_TRUE(grant_mapped(&self->env.table, g->ref[1]));
+	EXPECT_TRUE(grant_mapped(&self->env.table, g->ref[2]));
+
+	ASSERT_TRUE(drain(m[1].pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 2));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, g->ref[2])));
+	EXPECT_TRUE(grant_mapped(&self->env.table, g->ref[1]));
+	ASSERT_TRUE(drain(m[0].pipe, self->copy));
+	EXPECT_TRUE(page_holds(self->copy, 1));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, g->ref[1])));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, g->ref[0])));
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Grants without a guest: Xen lets domain 0 map its own grants. The granting
+ * side is /dev/xen/gntalloc, the mapping side /dev/xen/gntdev.
+ *
+ * What became of a grant is read from the grant table itself, where Xen sets
+ * GTF_reading and GTF_writing when the grant is mapped and clears them when
+ * the last mapping has gone. So no test asks the code it tests.
+ */
+#ifndef XEN_GRANT_H
+#define XEN_GRANT_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <linux/types.h>
+
+#include "../kselftest_harness.h"
+
+/* The uapi header leaves these two to its user. */
+typedef __u32 grant_ref_t;
+typedef __u16 domid_t;
+#define __user
+
+#include <xen/gntalloc.h>
+#include <xen/gntdev.h>
+
+#define PAGE_SIZE	4096
+#define MAX_GRANTS	64
+#define DOM0		0
+#define DOMID_SELF	0x7ff0
+
+/* xen/interface/grant_table.h, which is not exported */
+#define GTF_permit_access	0x01
+#define GTF_reading		0x08
+#define GTF_writing		0x10
+#define GNTCOPY_source_gref	0x01
+#define GNTCOPY_dest_gref	0x02
+#define GNTST_okay		0
+#define GNTST_bad_domain	-2
+#define GNTST_bad_gntref	-3
+
+#define __HYPERVISOR_grant_table_op	20
+#define GNTTABOP_setup_table		2
+#define GNTTABOP_query_size		6
+#define GNTTABOP_get_version		10
+
+/* One entry of a version 1 grant table */
+struct grant_entry {
+	__u16 flags;
+	__u16 domid;
+	__u32 frame;
+};
+
+struct grant_table {
+	struct grant_entry *entry;
+	unsigned int count;
+};
+
+/* Pages that this domain grants to itself */
+struct grants {
+	int fd;
+	unsigned int count;
+	__u64 index;
+	grant_ref_t ref[MAX_GRANTS];
+	char *mem;
+};
+
+/*
+ * What a test must leave as it found it. A warning of the kernel's taints it,
+ * and fails the test that brought it about.
+ */
+struct xen_state {
+	unsigned int mapped;
+	long free_kb;
+	long taint;
+};
+
+/* What every test needs: page i of the grants is filled with stamp i. */
+struct xen_env {
+	struct grants grants;
+	struct grant_table table;
+	struct xen_state before;
+	int gntdev;
+};
+
+static inline __u64 now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+/* Wait for something that has no event to wait for, but only so long. */
+#define WAIT_MS	10000
+#define wait_for(cond)						\
+({								\
+	__u64 __deadline = now_ms() + WAIT_MS;			\
+	bool __ok;						\
+								\
+	while (!(__ok = (cond)) && now_ms() < __deadline)	\
+		usleep(1000);					\
+	__ok;							\
+})
+
+static inline void fill_page(void *page, __u32 stamp)
+{
+	__u32 *word = page;
+	unsigned int i;
+
+	for (i = 0; i < PAGE_SIZE / sizeof(*word); i++)
+		word[i] = stamp * 0x9e3779b9 + i;
+}
+
+static inline bool page_holds(const void *page, __u32 stamp)
+{
+	const __u32 *word = page;
+	unsigned int i;
+
+	for (i = 0; i < PAGE_SIZE / sizeof(*word); i++)
+		if (word[i] != stamp * 0x9e3779b9 + i)
+			return false;
+	return true;
+}
+
+/* Returns -1 when there is no such number. */
+static inline long read_number(const char *path)
+{
+	long number = -1;
+	FILE *file = fopen(path, "r");
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &number) != 1)
+		number = -1;
+	fclose(file);
+	return number;
+}
+
+static inline int write_number(const char *path, long number)
+{
+	FILE *file = fopen(path, "w");
+
+	if (!file)
+		return -1;
+	fprintf(file, "%ld\n", number);
+	return fclose(file);
+}
+
+/* Why grants cannot be tested here, or NULL if they can */
+static inline const char *xen_missing(void)
+{
+	if (access("/dev/xen/gntdev", R_OK | W_OK))
+		return "no access to /dev/xen/gntdev: not on Xen, or not root";
+	if (access("/dev/xen/gntalloc", R_OK | W_OK))
+		return "no access to /dev/xen/gntalloc";
+	if (access("/dev/xen/privcmd", R_OK | W_OK))
+		return "no access to /dev/xen/privcmd";
+	return NULL;
+}
+
+/* The granting side */
+
+static inline int grants_open(struct grants *g, unsigned int count,
+			      domid_t domid, __u16 flags)
+{
+	struct ioctl_gntalloc_alloc_gref *op;
+	int err;
+
+	memset(g, 0, sizeof(*g));
+	g->fd = open("/dev/xen/gntalloc", O_RDWR | O_CLOEXEC);
+	if (g->fd < 0)
+		return -1;
+
+	op = calloc(1, sizeof(*op) + count * sizeof(op->gref_ids[0]));
+	op->domid = domid;
+	op->flags = flags;
+	op->count = count;
+	err = ioctl(g->fd, IOCTL_GNTALLOC_ALLOC_GREF, op);
+	if (!err) {
+		g->count = count;
+		g->index = op->index;
+		memcpy(g->ref, op->gref_ids, count * sizeof(g->ref[0]));
+	}
+	free(op);
+	if (err)
+		return -1;
+
+	g->mem = mmap(NULL, count * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED, g->fd, g->index);
+	return g->mem == MAP_FAILED ? -1 : 0;
+}
+
+/* A grant that is still mapped is revoked later, by a timer in the kernel. */
+static inline void grants_close(struct grants *g)
+{
+	if (g->mem && g->mem != MAP_FAILED)
+		munmap(g->mem, g->count * PAGE_SIZE);
+	if (g->fd > 0)
+		close(g->fd);
+	memset(g, 0, sizeof(*g));
+}
+
+/* The grant table */
+
+struct privcmd_hypercall {
+	__u64 op;
+	__u64 arg[5];
+};
+
+struct privcmd_mmapbatch_v2 {
+	unsigned int num;
+	domid_t dom;
+	__u64 addr;
+	const unsigned long *arr;
+	int *err;
+};
+
+#define IOCTL_PRIVCMD_HYPERCALL \
+	_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))
+#define IOCTL_PRIVCMD_MMAPBATCH_V2 \
+	_IOC(_IOC_NONE, 'P', 4, sizeof(struct privcmd_mmapbatch_v2))
+
+static inline int grant_table_op(int privcmd, __u64 cmd, void *arg)
+{
+	struct privcmd_hypercall call = {
+		.op = __HYPERVISOR_grant_table_op,
+		.arg = { cmd, (unsigned long)arg, 1 },
+	};
+
+	return ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call);
+}
+
+/* Map this domain's own grant table. Grants made later may not be in it. */
+static inline int grant_table_open(struct grant_table *t)
+{
+	struct {
+		domid_t dom;
+		__u32 version;
+	} version = { .dom = DOMID_SELF };
+	struct {
+		domid_t dom;
+		__u32 nr_frames;
+		__u32 max_nr_frames;
+		__s16 status;
+	} size = { .dom = DOMID_SELF };
+	unsigned long frames[64] = { };
+	int errors[64] = { };
+	struct {
+		domid_t dom;
+		__u32 nr_frames;
+		__s16 status;
+		unsigned long *frames;
+	} setup = { .dom = DOMID_SELF, .frames = frames };
+	struct privcmd_mmapbatch_v2 batch = {
+		.dom = DOMID_SELF, .arr = frames, .err = errors,
+	};
+	void *mem = MAP_FAILED;
+	int privcmd;
+
+	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	if (privcmd < 0)
+		return -1;
+	if (grant_table_op(privcmd, GNTTABOP_get_version, &version) ||
+	    version.version != 1 ||
+	    grant_table_op(privcmd, GNTTABOP_query_size, &size) ||
+	    size.status || size.nr_frames > 64)
+		goto out;
+
+	setup.nr_frames = size.nr_frames;
+	if (grant_table_op(privcmd, GNTTABOP_setup_table, &setup) ||
+	    setup.status)
+		goto out;
+
+	mem = mmap(NULL, size.nr_frames * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		   MAP_SHARED, privcmd, 0);
+	if (mem == MAP_FAILED)
+		goto out;
+
+	batch.num = size.nr_frames;
+	batch.addr = (unsigned long)mem;
+	if (ioctl(privcmd, IOCTL_PRIVCMD_MMAPBATCH_V2, &batch)) {
+		munmap(mem, size.nr_frames * PAGE_SIZE);
+		mem = MAP_FAILED;
+		goto out;
+	}
+	t->entry = mem;
+	t->count = size.nr_frames * PAGE_SIZE / sizeof(*t->entry);
+out:
+	close(privcmd);
+	return mem == MAP_FAILED ? -1 : 0;
+}
+
+static inline void grant_table_close(struct grant_table *t)
+{
+	if (t->entry)
+		munmap(t->entry, t->count * sizeof(*t->entry));
+	t->entry = NULL;
+}
+
+static inline __u16 grant_flags(const struct grant_table *t, grant_ref_t ref)
+{
+	return __atomic_load_n(&t->entry[ref].flags, __ATOMIC_RELAXED);
+}
+
+static inline bool grant_mapped(const struct grant_table *t, grant_ref_t ref)
+{
+	return grant_flags(t, ref) & (GTF_reading | GTF_writing);
+}
+
+/* How many of this domain's grants are mapped, by whomever */
+static inline unsigned int grants_mapped(const struct grant_table *t)
+{
+	unsigned int ref, mapped = 0;
+
+	for (ref = 0; ref < t->count; ref++)
+		mapped += grant_mapped(t, ref);
+	return mapped;
+}
+
+/* The mapping side */
+
+/* Returns the offset to mmap(), or -1. */
+static inline __s64 gntdev_add(int fd, domid_t domid, const grant_ref_t *ref,
+			       unsigned int count)
+{
+	struct ioctl_gntdev_map_grant_ref *op;
+	__s64 index = -1;
+	unsigned int i;
+
+	op = calloc(1, sizeof(*op) + count * sizeof(op->refs[0]));
+	op->count = count;
+	for (i = 0; i < count; i++) {
+		op->refs[i].domid = domid;
+		op->refs[i].ref = ref[i];
+	}
+	if (!ioctl(fd, IOCTL_GNTDEV_MAP_GRANT_REF, op))
+		index = op->index;
+	free(op);
+	return index;
+}
+
+static inline int gntdev_remove(int fd, __u64 index, unsigned int count)
+{
+	struct ioctl_gntdev_unmap_grant_ref op = {
+		.index = index, .count = count,
+	};
+
+	return ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &op);
+}
+
+/* Returns MAP_FAILED on failure, as mmap() does. */
+static inline void *gntdev_map(int fd, const grant_ref_t *ref,
+			       unsigned int count, int prot)
+{
+	__s64 index = gntdev_add(fd, DOM0, ref, count);
+
+	if (index < 0)
+		return MAP_FAILED;
+	return mmap(NULL, count * PAGE_SIZE, prot, MAP_SHARED, fd, index);
+}
+
+/*
+ * The domain's pages that are not taken to map grants onto: they lie in the
+ * balloon, or hold memory. Where they do not come from the balloon
+ * (CONFIG_XEN_UNPOPULATED_ALLOC), this never changes.
+ */
+static inline long free_pages_kb(void)
+{
+#define XEN_MEMORY_INFO "/sys/devices/system/xen_memory/xen_memory0/info/"
+	return read_number(XEN_MEMORY_INFO "current_kb") +
+	       read_number(XEN_MEMORY_INFO "low_kb") +
+	       read_number(XEN_MEMORY_INFO "high_kb");
+}
+
+static inline void xen_state_get(struct xen_state *s,
+				 const struct grant_table *t)
+{
+	s->mapped = grants_mapped(t);
+	s->free_kb = free_pages_kb();
+	s->taint = read_number("/proc/sys/kernel/tainted");
+}
+
+static inline void xen_env_setup(struct __test_metadata *_metadata,
+				 struct xen_env *env)
+{
+	const char *missing = xen_missing();
+	unsigned int i;
+
+	if (missing)
+		SKIP(return, "%s", missing);
+
+	ASSERT_EQ(0, grants_open(&env->grants, MAX_GRANTS, DOM0,
+				 GNTALLOC_FLAG_WRITABLE));
+	for (i = 0; i < MAX_GRANTS; i++)
+		fill_page(env->grants.mem + i * PAGE_SIZE, i);
+
+	ASSERT_EQ(0, grant_table_open(&env->table)) {
+		TH_LOG("the grant table cannot be mapped: not a PV domain?");
+	}
+	for (i = 0; i < MAX_GRANTS; i++) {
+		ASSERT_LT(env->grants.ref[i], env->table.count);
+		ASSERT_EQ(GTF_permit_access,
+			  grant_flags(&env->table, env->grants.ref[i]));
+	}
+
+	env->gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, env->gntdev);
+	xen_state_get(&env->before, &env->table);
+}
+
+static inline void xen_env_teardown(struct __test_metadata *_metadata,
+				    struct xen_env *env)
+{
+	const struct xen_state *before = &env->before;
+
+	close(env->gntdev);
+	/* A test that failed half way has not cleaned up. */
+	if (!_metadata->exit_code) {
+		EXPECT_TRUE(wait_for(grants_mapped(&env->table) <=
+				     before->mapped));
+		EXPECT_TRUE(wait_for(free_pages_kb() >= before->free_kb));
+		EXPECT_EQ(before->taint,
+			  read_number("/proc/sys/kernel/tainted"));
+	}
+	grants_close(&env->grants);
+	grant_table_close(&env->table);
+}
+
+#endif /* XEN_GRANT_H */
