@@ -248,23 +248,6 @@ TEST_F(gntdev, munmap_of_registered_buffer_keeps_it_usable)
 	disk_close(&disk);
 }
 
-TEST_F(gntdev, idle_pages_do_not_wait_for_a_busy_one)
-{
-	const unsigned int one = self->env.before.mapped + 1;
-	char *mem;
-
-	mem = gntdev_map(self->env.gntdev, self->ref, 8, RW);
-	ASSERT_NE(MAP_FAILED, mem);
-	ASSERT_TRUE(hold(self->pipe, page(mem, 5), 1));
-	ASSERT_EQ(0, munmap(mem, 8 * PAGE_SIZE));
-	EXPECT_TRUE(wait_for(grants_mapped(&self->env.table) == one));
-	EXPECT_TRUE(mapped(5));
-
-	ASSERT_TRUE(drain(self->pipe, self->copy));
-	EXPECT_TRUE(page_holds(self->copy, 5));
-	EXPECT_TRUE(wait_for(!mapped(5)));
-}
-
 TEST_F(gntdev, two_partial_munmaps_each_with_a_page_in_a_pipe)
 {
 	int other[2];
@@ -381,6 +364,59 @@ TEST_F(gntdev, grant_mapped_twice_is_held_through_both_mappings)
 	EXPECT_TRUE(wait_for(!mapped(0)));
 	close(other[0]);
 	close(other[1]);
+}
+
+/*
+ * Two threads drop the same mapping at the same time, again and again: each
+ * grant is unmapped once, whoever comes first. Takes two CPUs to mean anything.
+ */
+#define NR_DROPS	300
+
+struct dropper {
+	pthread_t thread;
+	pthread_barrier_t barrier;
+	char *mem;
+};
+
+static void drop(struct dropper *d)
+{
+	pthread_barrier_wait(&d->barrier);	/* It is mapped. */
+	madvise(d->mem, MAX_GRANTS * PAGE_SIZE, MADV_DONTNEED);
+	pthread_barrier_wait(&d->barrier);	/* Both have returned. */
+}
+
+static void *keep_dropping(void *data)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_DROPS; i++)
+		drop(data);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(gntdev, two_threads_drop_the_same_mapping, 120)
+{
+	struct dropper d;
+	unsigned int i;
+	__s64 index;
+
+	ASSERT_EQ(0, pthread_barrier_init(&d.barrier, NULL, 2));
+	ASSERT_EQ(0, pthread_create(&d.thread, NULL, keep_dropping, &d));
+	for (i = 0; i < NR_DROPS; i++) {
+		index = gntdev_add(self->env.gntdev, DOM0, self->ref,
+				   MAX_GRANTS);
+		ASSERT_LE(0, index);
+		d.mem = mmap(NULL, MAX_GRANTS * PAGE_SIZE, RW, MAP_SHARED,
+			     self->env.gntdev, index);
+		ASSERT_NE(MAP_FAILED, d.mem);
+		ASSERT_EQ(0, gntdev_remove(self->env.gntdev, index,
+					   MAX_GRANTS));
+		drop(&d);
+		ASSERT_EQ(0, munmap(d.mem, MAX_GRANTS * PAGE_SIZE));
+	}
+	ASSERT_EQ(0, pthread_join(d.thread, NULL));
+	for (i = 0; i < MAX_GRANTS; i++)
+		EXPECT_FALSE(mapped(i));
 }
 
 /*

@@ -262,6 +262,17 @@ TEST_F(gntdev_ioctl, mmap_of_wrong_size_or_offset)
 	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 }
 
+/* Cut down to 32 bits, the page offset is that of the mapping. */
+TEST_F(gntdev_ioctl, offset_that_does_not_fit)
+{
+	__u64 wraps = (1ULL << 32) * PAGE_SIZE;
+
+	ASSERT_EQ(0, gntdev_add(self->fd, DOM0, self->ref, 1));
+	EXPECT_ERRNO(EINVAL, mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, self->fd,
+				  wraps));
+	EXPECT_ERRNO(ENOENT, gntdev_remove(self->fd, wraps, 1));
+}
+
 TEST_F(gntdev_ioctl, mmap_private_cannot_be_written)
 {
 	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
@@ -330,6 +341,28 @@ TEST_F(gntdev_ioctl, get_offset_for_vaddr_of_other_memory)
 		     ioctl(self->fd, IOCTL_GNTDEV_GET_OFFSET_FOR_VADDR, &op));
 	EXPECT_ERRNO(EFAULT,
 		     ioctl(self->fd, IOCTL_GNTDEV_GET_OFFSET_FOR_VADDR, NULL));
+}
+
+/* include/uapi/xen/gntdev.h: "otherwise an error will result" */
+TEST_F(gntdev_ioctl, get_offset_for_vaddr_below_the_mapping)
+{
+	struct ioctl_gntdev_get_offset_for_vaddr op = { };
+	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	void *hole, *mem;
+
+	ASSERT_LE(0, index);
+	hole = mmap(NULL, 2 * PAGE_SIZE, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, hole);
+	mem = mmap(hole + PAGE_SIZE, PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED,
+		   self->fd, index);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_EQ(0, munmap(hole, PAGE_SIZE));
+
+	op.vaddr = (uintptr_t)hole;
+	EXPECT_ERRNO(EINVAL,
+		     ioctl(self->fd, IOCTL_GNTDEV_GET_OFFSET_FOR_VADDR, &op));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
 }
 
 TEST_F(gntdev_ioctl, get_offset_for_vaddr_that_cannot_return_it)
