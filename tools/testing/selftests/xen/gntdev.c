@@ -6,6 +6,7 @@
  * To be in use is to be held by the kernel for someone: by a pipe, a
  * long-term pin, a registered buffer, or direct I/O that has not ended.
  */
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/wait.h>
