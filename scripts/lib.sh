@@ -41,15 +41,20 @@ need_space() {
 # run_logged WHAT LOG COMMAND...: progress while it runs, the time it took when
 # it ends, everything it prints in LOG; on failure the last lines and LOG's path.
 run_logged() {
-	local what=$1 log=$2 start=$SECONDS next=15 pid
+	local what=$1 log=$2 start=$SECONDS next=15 interrupted='' pid
 	shift 2
 	mkdir -p "$(dirname "$log")"
+	trap 'interrupted=1' INT TERM
 	# A session of its own, so that an interrupt reaches all it started; and
 	# it ends when this script is killed.
 	setsid setpriv --pdeathsig TERM "$@" >"$log" 2>&1 </dev/null 9>&- &
 	pid=$!
-	trap 'kill -- "-$pid" 2>/dev/null; wait "$pid" 2>/dev/null; die "interrupted: $what; run it again to go on"' INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
+		if [ -n "$interrupted" ]; then
+			kill -- "-$pid" 2>/dev/null || kill "$pid" 2>/dev/null || true
+			wait "$pid" 2>/dev/null || true
+			die "interrupted: $what; run it again to go on"
+		fi
 		if [ -t 1 ]; then
 			printf '\r\033[K%s ... %d s  %.50s' "$what" $((SECONDS - start)) "$(tail -qn 1 "$log" | tr -d '\r')"
 		elif [ $((SECONDS - start)) -ge "$next" ]; then
