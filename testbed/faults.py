@@ -78,6 +78,8 @@ LINUX = [
             'pagealloc: memory corruption'),
     Pattern(r'UBSAN: ', 'trace', 'UBSAN: array-index-out-of-bounds in mm/memory.c:12:3'),
     Pattern(r'kmemleak: \d+ new suspected', 'line', 'kmemleak: 3 new suspected memory leaks'),
+    Pattern(r'xen:\w+: failed to unmap grant', 'line',
+            'xen:xen_gntdev: failed to unmap grant 8 of domain 0 (user): -1'),
     Pattern(r'irq \d+: nobody cared', 'trace',
             'irq 9: nobody cared (try booting with the "irqpoll" option)'),
     Pattern(r'Fixing recursive fault', 'line', 'Fixing recursive fault but reboot is needed!'),
