@@ -30,6 +30,9 @@ lock_build() {
 	flock -n 9 || die "another run is at work in $BUILD: wait for it"
 }
 
+# bound COMMAND...: runs a command that also ends when this script is killed.
+bound() { setpriv --pdeathsig TERM "$@"; }
+
 # need_space MIB WHAT: WHAT is about to take that much of the disk.
 need_space() {
 	local free
