@@ -17,26 +17,6 @@
 
 #define RW	(PROT_READ | PROT_WRITE)
 
-/* The page @i of a mapping, or of the granting side's memory */
-static void *page(void *mem, unsigned int i)
-{
-	return mem + i * PAGE_SIZE;
-}
-
-/* Make the pipe hold the pages, by reference. */
-static bool hold(const int *pipe, void *mem, unsigned int count)
-{
-	struct iovec iov = { .iov_base = mem, .iov_len = count * PAGE_SIZE };
-
-	return vmsplice(pipe[1], &iov, 1, 0) == (ssize_t)iov.iov_len;
-}
-
-/* Take one page out of the pipe: it is no longer held. */
-static bool drain(const int *pipe, void *copy)
-{
-	return read(pipe[0], copy, PAGE_SIZE) == PAGE_SIZE;
-}
-
 FIXTURE(gntdev)
 {
 	struct xen_env env;
@@ -437,11 +417,6 @@ struct slot {
 	bool present[MAX_RANGE];
 	int pipe[2];
 };
-
-static unsigned int below(unsigned int limit)
-{
-	return random() % limit;
-}
 
 static bool slot_map(struct slot *s, int gntdev, const grant_ref_t *ref)
 {

@@ -113,6 +113,12 @@ static inline __u64 now_ms(void)
 	__ok;							\
 })
 
+/* The page @i of a mapping, or of the granting side's memory */
+static inline void *page(void *mem, unsigned int i)
+{
+	return mem + i * PAGE_SIZE;
+}
+
 static inline void fill_page(void *page, __u32 stamp)
 {
 	__u32 *word = page;
@@ -131,6 +137,11 @@ static inline bool page_holds(const void *page, __u32 stamp)
 		if (word[i] != stamp * 0x9e3779b9 + i)
 			return false;
 	return true;
+}
+
+static inline unsigned int below(unsigned int limit)
+{
+	return random() % limit;
 }
 
 /* Returns -1 when there is no such number. */
@@ -368,6 +379,22 @@ static inline void *gntdev_map(int fd, const grant_ref_t *ref,
 	if (index < 0)
 		return MAP_FAILED;
 	return mmap(NULL, count * PAGE_SIZE, prot, MAP_SHARED, fd, index);
+}
+
+/* Who holds the pages */
+
+/* Make the pipe hold the pages, by reference. */
+static inline bool hold(const int *pipe, void *mem, unsigned int count)
+{
+	struct iovec iov = { .iov_base = mem, .iov_len = count * PAGE_SIZE };
+
+	return vmsplice(pipe[1], &iov, 1, 0) == (ssize_t)iov.iov_len;
+}
+
+/* Take one page out of the pipe: it is no longer held. */
+static inline bool drain(const int *pipe, void *copy)
+{
+	return read(pipe[0], copy, PAGE_SIZE) == PAGE_SIZE;
 }
 
 /*

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests of the tags of foreign pages: they are there if, and only if, the
+ * frame of another domain is mapped at the page, and as long as they are the
+ * page is not handed out again.
+ *
+ * A model of the hypervisor and of the p2m fails what it is told to.
+ */
+
+#include <kunit/test.h>
+
+#define TAG_PAGES 4
+
+/**
+ * struct tag_world - what a test has
+ * @pages: pages to map grants onto
+ * @map: operations to map them
+ * @kmap: operations for the kernel's half, where there is one
+ * @map_status: what the operations of @map end with
+ * @kmap_status: what the operations of @kmap end with
+ * @p2m_fails: there is no memory for the p2m entry of the page
+ * @map_ret: what the first hypercall returns
+ * @p2m_ret: what setting up the p2m returns, of all pages
+ * @hypercalls: how many there were
+ * @p2m_calls: how often the p2m was to be set up
+ * @p2m: there is a p2m entry for the page
+ * @freed: pages that were handed out for others to use
+ * @freed_count: how many
+ * @free_calls: in how many calls
+ */
+struct tag_world {
+	struct page *pages[TAG_PAGES];
+	struct gnttab_map_grant_ref map[TAG_PAGES];
+	struct gnttab_map_grant_ref kmap[TAG_PAGES];
+
+	int map_status[TAG_PAGES];
+	int kmap_status[TAG_PAGES];
+	bool p2m_fails[TAG_PAGES];
+	int map_ret;
+	int p2m_ret;
+
+	unsigned int hypercalls;
+	unsigned int p2m_calls;
+	bool p2m[TAG_PAGES];
+	struct page *freed[TAG_PAGES];
+	unsigned int freed_count;
+	unsigned int free_calls;
+};
+
+static domid_t tag_domid(unsigned int i)
+{
+	/* The largest one of a guest, to see that nothing of it is cut off. */
+	return DOMID_FIRST_RESERVED - 1 - i;
+}
+
+static grant_ref_t tag_gref(unsigned int i)
+{
+	return 0xffffff00 + i;
+}
+
+/* --- the model of the hypervisor, of the p2m, and of the allocator */
+
+static int model_map_hypercall(struct gnttab_map_grant_ref *ops, unsigned int count)
+{
+	struct tag_world *w = kunit_get_current_test()->priv;
+
+	w->hypercalls++;
+	if (w->map_ret)
+		return w->map_ret;
+	for (unsigned int i = 0; i < count; i++) {
+		ops[i].status = w->map_status[i];
+		ops[i].handle = ops[i].status == GNTST_okay ? i : INVALID_GRANT_HANDLE;
+	}
+	return 0;
+}
+
+/* On PV this is where the kernel's half is mapped. */
+static int model_map_p2m(struct gnttab_map_grant_ref *map_ops,
+			 struct gnttab_map_grant_ref *kmap_ops,
+			 struct page **pages, unsigned int count)
+{
+	struct tag_world *w = kunit_get_current_test()->priv;
+
+	w->p2m_calls++;
+	if (w->p2m_ret)
+		return w->p2m_ret;
+	for (unsigned int i = 0; i < count; i++) {
+		if (kmap_ops)
+			kmap_ops[i].status = w->kmap_status[i];
+		if (map_ops[i].status != GNTST_okay ||
+		    (kmap_ops && kmap_ops[i].status != GNTST_okay))
+			continue;
+		if (!w->p2m_fails[i]) {
+			w->p2m[i] = true;
+			continue;
+		}
+		map_ops[i].status = GNTST_general_error;
+		map_ops[i].handle = INVALID_GRANT_HANDLE;
+		if (kmap_ops)
+			kmap_ops[i].status = GNTST_general_error;
+	}
+	return 0;
+}
+
+static void model_free(unsigned int nr_pages, struct page **pages)
+{
+	struct tag_world *w = kunit_get_current_test()->priv;
+
+	w->free_calls++;
+	for (unsigned int i = 0; i < nr_pages && w->freed_count < TAG_PAGES; i++)
+		w->freed[w->freed_count++] = pages[i];
+}
+
+/* --- the world */
+
+static int tag_world_init(struct kunit *test)
+{
+	struct tag_world *w = kunit_kzalloc(test, sizeof(*w), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, w);
+	test->priv = w;
+	for (unsigned int i = 0; i < TAG_PAGES; i++) {
+		w->pages[i] = alloc_page(GFP_KERNEL);
+		KUNIT_ASSERT_NOT_NULL(test, w->pages[i]);
+		set_page_private(w->pages[i], 0);
+		KUNIT_ASSERT_EQ(test, gnttab_pages_set_private(1, &w->pages[i]), 0);
+		gnttab_set_map_op(&w->map[i], 0, GNTMAP_host_map, tag_gref(i), tag_domid(i));
+		gnttab_set_map_op(&w->kmap[i], 0, GNTMAP_host_map, tag_gref(i), tag_domid(i));
+	}
+	kunit_activate_static_stub(test, map_hypercall, model_map_hypercall);
+	kunit_activate_static_stub(test, map_p2m, model_map_p2m);
+	kunit_activate_static_stub(test, free_unpopulated, model_free);
+	return 0;
+}
+
+static void tag_world_exit(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	for (unsigned int i = 0; w && i < TAG_PAGES && w->pages[i]; i++) {
+		ClearPageForeign(w->pages[i]);
+		gnttab_pages_clear_private(1, &w->pages[i]);
+		set_page_private(w->pages[i], 0);
+		__free_page(w->pages[i]);
+	}
+}
+
+static void expect_tag(struct kunit *test, unsigned int i)
+{
+	struct tag_world *w = test->priv;
+	struct xen_page_foreign *foreign = xen_page_foreign(w->pages[i]);
+
+	KUNIT_EXPECT_TRUE_MSG(test, w->p2m[i], "page %u", i);
+	KUNIT_ASSERT_NOT_NULL_MSG(test, foreign, "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(test, foreign->domid, tag_domid(i), "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(test, foreign->gref, tag_gref(i), "page %u", i);
+}
+
+/* What there is of the page's private data, wherever it is. */
+static struct xen_page_foreign private_data(struct page *page)
+{
+#if BITS_PER_LONG < 64
+	return *(struct xen_page_foreign *)page_private(page);
+#else
+	return *(struct xen_page_foreign *)&page->private;
+#endif
+}
+
+static void expect_no_tag(struct kunit *test, unsigned int i)
+{
+	struct tag_world *w = test->priv;
+	struct xen_page_foreign data = private_data(w->pages[i]);
+
+	KUNIT_EXPECT_FALSE_MSG(test, w->p2m[i], "page %u", i);
+	KUNIT_EXPECT_NULL_MSG(test, xen_page_foreign(w->pages[i]), "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(test, data.domid, 0, "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(test, data.gref, 0, "page %u", i);
+}
+
+/* --- mapping */
+
+static void mapped_pages_are_tagged(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_tag(test, i);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 1);
+	KUNIT_EXPECT_EQ(test, w->p2m_calls, 1);
+}
+
+static void pages_mapped_in_both_halves_are_tagged(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), 0);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_tag(test, i);
+}
+
+static void page_whose_grant_cannot_be_mapped_is_not_tagged(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->map_status[0] = GNTST_no_device_space;
+	w->map_status[2] = GNTST_bad_gntref;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	expect_no_tag(test, 0);
+	expect_tag(test, 1);
+	expect_no_tag(test, 2);
+	expect_tag(test, 3);
+	KUNIT_EXPECT_EQ(test, w->map[0].status, GNTST_no_device_space);
+	KUNIT_EXPECT_EQ(test, w->map[2].status, GNTST_bad_gntref);
+}
+
+static void page_whose_kernel_half_cannot_be_mapped_is_not_tagged(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->kmap_status[1] = GNTST_no_device_space;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), 0);
+	expect_tag(test, 0);
+	expect_no_tag(test, 1);
+	expect_tag(test, 2);
+	/* The other half is mapped, and has to be unmapped by its handle. */
+	KUNIT_EXPECT_EQ(test, w->map[1].status, GNTST_okay);
+	KUNIT_EXPECT_EQ(test, w->map[1].handle, 1);
+}
+
+static void page_without_a_p2m_entry_is_not_tagged(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->p2m_fails[0] = true;
+	w->p2m_fails[3] = true;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	expect_no_tag(test, 0);
+	expect_tag(test, 1);
+	expect_tag(test, 2);
+	expect_no_tag(test, 3);
+	KUNIT_EXPECT_EQ(test, w->map[0].status, GNTST_general_error);
+}
+
+static void no_page_is_tagged_when_the_hypercall_fails(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->map_ret = -EFAULT;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), -EFAULT);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_no_tag(test, i);
+	KUNIT_EXPECT_EQ(test, w->p2m_calls, 0);
+}
+
+static void no_page_is_tagged_when_the_hypercall_of_the_kernel_half_fails(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->p2m_ret = -ENOMEM;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), -ENOMEM);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_no_tag(test, i);
+}
+
+/* --- private data */
+
+/*
+ * With 32 bits it is memory of its own, which has to be there for as long as the
+ * page may be mapped onto, tagged or not. With 64 bits it is in struct page.
+ */
+static void private_data_outlasts_the_tag(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+	unsigned long before = page_private(w->pages[0]);
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, 1), 0);
+	expect_tag(test, 0);
+	if (BITS_PER_LONG < 64) {
+		KUNIT_EXPECT_NE(test, before, 0);
+		KUNIT_EXPECT_EQ(test, page_private(w->pages[0]), before);
+	}
+
+	ClearPageForeign(w->pages[0]);
+	KUNIT_EXPECT_NULL(test, xen_page_foreign(w->pages[0]));
+	KUNIT_EXPECT_TRUE(test, PagePrivate(w->pages[0]));
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, 1), 0);
+	expect_tag(test, 0);
+}
+
+static void private_data_is_dropped_once(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	gnttab_pages_clear_private(TAG_PAGES, w->pages);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		KUNIT_EXPECT_FALSE(test, PagePrivate(w->pages[i]));
+	/* With 32 bits it would be freed twice. */
+	gnttab_pages_clear_private(TAG_PAGES, w->pages);
+}
+
+/* --- a page whose grant is still mapped is not handed out again */
+
+static void foreign_page_is_not_freed(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->map_status[0] = GNTST_bad_gntref;
+	w->map_status[1] = GNTST_bad_gntref;
+	w->map_status[3] = GNTST_bad_gntref;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	gnttab_free_pages(TAG_PAGES, w->pages);
+
+	KUNIT_ASSERT_EQ(test, w->freed_count, 3);
+	KUNIT_EXPECT_PTR_EQ(test, w->freed[0], w->pages[0]);
+	KUNIT_EXPECT_PTR_EQ(test, w->freed[1], w->pages[1]);
+	KUNIT_EXPECT_PTR_EQ(test, w->freed[2], w->pages[3]);
+	KUNIT_EXPECT_FALSE(test, PagePrivate(w->pages[0]));
+	/* It can still be told whose it is. */
+	KUNIT_EXPECT_TRUE(test, PagePrivate(w->pages[2]));
+	expect_tag(test, 2);
+}
+
+static void pages_that_are_not_foreign_are_freed_together(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	gnttab_free_pages(TAG_PAGES, w->pages);
+	KUNIT_EXPECT_EQ(test, w->free_calls, 1);
+	KUNIT_EXPECT_EQ(test, w->freed_count, TAG_PAGES);
+}
+
+static void only_foreign_pages_leave_nothing_to_free(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	gnttab_free_pages(TAG_PAGES, w->pages);
+	KUNIT_EXPECT_EQ(test, w->free_calls, 0);
+}
+
+static void foreign_page_is_not_put_into_the_cache(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+	struct gnttab_page_cache cache;
+	struct page *page;
+
+	w->map_status[1] = GNTST_bad_gntref;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, TAG_PAGES), 0);
+	gnttab_page_cache_init(&cache);
+	gnttab_page_cache_put(&cache, w->pages, TAG_PAGES);
+	KUNIT_ASSERT_EQ(test, cache.num_pages, 1);
+	KUNIT_ASSERT_EQ(test, gnttab_page_cache_get(&cache, &page), 0);
+	KUNIT_EXPECT_PTR_EQ(test, page, w->pages[1]);
+	KUNIT_EXPECT_EQ(test, cache.num_pages, 0);
+	KUNIT_EXPECT_TRUE(test, cache_empty(&cache));
+}
+
+static struct kunit_case grant_table_cases[] = {
+	KUNIT_CASE(mapped_pages_are_tagged),
+	KUNIT_CASE(pages_mapped_in_both_halves_are_tagged),
+	KUNIT_CASE(page_whose_grant_cannot_be_mapped_is_not_tagged),
+	KUNIT_CASE(page_whose_kernel_half_cannot_be_mapped_is_not_tagged),
+	KUNIT_CASE(page_without_a_p2m_entry_is_not_tagged),
+	KUNIT_CASE(no_page_is_tagged_when_the_hypercall_fails),
+	KUNIT_CASE(no_page_is_tagged_when_the_hypercall_of_the_kernel_half_fails),
+	KUNIT_CASE(private_data_outlasts_the_tag),
+	KUNIT_CASE(private_data_is_dropped_once),
+	KUNIT_CASE(foreign_page_is_not_freed),
+	KUNIT_CASE(pages_that_are_not_foreign_are_freed_together),
+	KUNIT_CASE(only_foreign_pages_leave_nothing_to_free),
+	KUNIT_CASE(foreign_page_is_not_put_into_the_cache),
+	{}
+};
+
+static struct kunit_suite grant_table_suite = {
+	.name = "xen-grant-table",
+	.init = tag_world_init,
+	.exit = tag_world_exit,
+	.test_cases = grant_table_cases,
+};
+
+kunit_test_suite(grant_table_suite);
