@@ -6,8 +6,14 @@
 demo: ## set up, build, and show each case of the demonstration on stock and patched (the default)
 	testbed/demo
 
-check: ## run every test there is
+check: ## run the tests
 	testbed/check
+
+soak: kernel ## let go of pages in use at random for 10 minutes, with guests (testbed/soak --help)
+	testbed/soak
+
+bench: ## measure stock and patched, in instructions
+	testbed/bench
 
 setup: ## install what is missing, unpack the base and Xen
 	scripts/setup
@@ -34,4 +40,4 @@ clean: ## remove all that was made, but for the downloads and the compiler's cac
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check setup tree kernel shell refresh export clean help
+.PHONY: demo check soak bench setup tree kernel shell refresh export clean help

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What testbed/backend runs in dom0 and has no program for:
+ *
+ *   backend echo DEVICE MS	each packet that is sent to the network DEVICE goes
+ *				at once, and a copy of it MS later, which refers to
+ *				the same pages; 0: no more
+ *   backend pressure SECONDS DISK MIB FREE
+ *				with FREE MiB of memory left, writes MIB to DISK
+ *				and reads it, again and again, while granted
+ *				pages are held and unmapped
+ */
+#define _GNU_SOURCE
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <net/if.h>
+#include <linux/netlink.h>
+#include <linux/pkt_sched.h>
+#include <linux/rtnetlink.h>
+
+#include "xen_grant.h"
+
+#define RW	(PROT_READ | PROT_WRITE)
+#define HELD	16
+
+__attribute__((noreturn, format(printf, 1, 2)))
+static void die(const char *format, ...)
+{
+	const char *error = strerror(errno);
+	va_list args;
+
+	va_start(args, format);
+	fprintf(stderr, "backend: ");
+	vfprintf(stderr, format, args);
+	fprintf(stderr, " (errno: %s)\n", error);
+	exit(1);
+}
+
+/* The network */
+
+struct qdisc_request {
+	struct nlmsghdr head;
+	struct tcmsg tc;
+	char attrs[512];
+};
+
+static void *add_attr(struct qdisc_request *req, int type, const void *data, size_t len)
+{
+	struct rtattr *attr = (void *)req + NLMSG_ALIGN(req->head.nlmsg_len);
+
+	attr->rta_type = type;
+	attr->rta_len = RTA_LENGTH(len);
+	memcpy(RTA_DATA(attr), data, len);
+	req->head.nlmsg_len = NLMSG_ALIGN(req->head.nlmsg_len) + RTA_ALIGN(attr->rta_len);
+	return attr;
+}
+
+/* Returns 0 or a negative error. */
+static int netlink(struct qdisc_request *req)
+{
+	struct {
+		struct nlmsghdr head;
+		struct nlmsgerr error;
+		char more[1024];
+	} answer;
+	int sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+	if (sock < 0)
+		die("netlink");
+	if (send(sock, req, req->head.nlmsg_len, 0) < 0 ||
+	    recv(sock, &answer, sizeof(answer), 0) < (ssize_t)NLMSG_LENGTH(sizeof(int)))
+		die("netlink");
+	close(sock);
+	return answer.error.error;
+}
+
+/*
+ * netem duplicates every packet. The duplicate is put into the queue first;
+ * of two packets (gap) it delays one and lets the next pass.
+ */
+static int packets_echo(const char *device, unsigned int ms)
+{
+	struct qdisc_request req = {
+		.head.nlmsg_len = NLMSG_LENGTH(sizeof(req.tc)),
+		.head.nlmsg_type = RTM_NEWQDISC,
+		.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+		.tc.tcm_parent = TC_H_ROOT,
+		.tc.tcm_ifindex = if_nametoindex(device),
+	};
+	struct tc_netem_qopt opt = { .limit = 10000, .gap = 2, .duplicate = ~0 };
+	__s64 delay = ms * 1000000LL;
+	struct rtattr *options;
+	int err;
+
+	if (!req.tc.tcm_ifindex)
+		die("no network device %s", device);
+	if (ms) {
+		add_attr(&req, TCA_KIND, "netem", sizeof("netem"));
+		options = add_attr(&req, TCA_OPTIONS, &opt, sizeof(opt));
+		add_attr(&req, TCA_NETEM_LATENCY64, &delay, sizeof(delay));
+		options->rta_len = (char *)&req + req.head.nlmsg_len - (char *)options;
+	} else {
+		req.head.nlmsg_type = RTM_DELQDISC;
+		req.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	}
+	err = netlink(&req);
+	if (err) {
+		errno = -err;
+		die("netem on %s", device);
+	}
+	return 0;
+}
+
+/* Memory */
+
+static long vmstat(const char *name)
+{
+	FILE *file = fopen("/proc/vmstat", "r");
+	char key[64];
+	long value, found = -1;
+
+	if (!file)
+		return -1;
+	while (found < 0 && fscanf(file, "%63s %ld", key, &value) == 2)
+		if (!strcmp(key, name))
+			found = value;
+	fclose(file);
+	if (found < 0)
+		die("no %s in /proc/vmstat", name);
+	return found;
+}
+
+/* Maps all the grants, unmaps them while a pipe holds some, until it is told to stop. */
+static int hold_and_unmap(int gntdev, const struct grants *g, const bool *stop)
+{
+	static char copy[PAGE_SIZE];
+	unsigned int rounds = 0, i;
+	struct iovec iov;
+	int fds[2];
+	char *mem;
+
+	if (pipe(fds))
+		die("pipe");
+	while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
+		mem = gntdev_map(gntdev, g->ref, g->count, RW);
+		/* There may be no memory to trade for the pages of a moment. */
+		if (mem == MAP_FAILED && (errno == ENOMEM || errno == EAGAIN)) {
+			usleep(10000);
+			continue;
+		}
+		if (mem == MAP_FAILED)
+			die("map grants");
+		iov.iov_base = mem;
+		iov.iov_len = HELD * PAGE_SIZE;
+		if (vmsplice(fds[1], &iov, 1, 0) != (ssize_t)iov.iov_len)
+			die("vmsplice");
+		if (munmap(mem, g->count * PAGE_SIZE))
+			die("munmap");
+		usleep(20000);
+		for (i = 0; i < HELD; i++)
+			if (read(fds[0], copy, PAGE_SIZE) != PAGE_SIZE || !page_holds(copy, i))
+				die("page %u that a pipe held has wrong data", i);
+		rounds++;
+	}
+	return rounds > 0 ? 0 : 1;
+}
+
+static long free_kib(void)
+{
+	return vmstat("nr_free_pages") * (PAGE_SIZE / 1024);
+}
+
+static void take_memory(unsigned int leave_mib)
+{
+	while (free_kib() > leave_mib * 1024L) {
+		char *mem = mmap(NULL, 256 * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (mem == MAP_FAILED || mlock(mem, 256 * PAGE_SIZE))
+			die("cannot take memory");
+	}
+}
+
+/*
+ * Writes the disk by the page cache and reads it from the disk. Returns how low
+ * free memory was.
+ */
+static long write_and_read(int disk, unsigned int mib, unsigned int round)
+{
+	long lowest = free_kib();
+	static __u32 chunk[256][PAGE_SIZE / sizeof(__u32)];
+	unsigned int i, j;
+
+	for (i = 0; i < mib; i++) {
+		for (j = 0; j < 256; j++)
+			fill_page(chunk[j], round * 100000 + i * 256 + j);
+		if (pwrite(disk, chunk, sizeof(chunk), i * sizeof(chunk)) != sizeof(chunk))
+			die("cannot write MiB %u", i);
+		if (free_kib() < lowest)
+			lowest = free_kib();
+	}
+	if (fsync(disk) || posix_fadvise(disk, 0, 0, POSIX_FADV_DONTNEED))
+		die("fsync");
+	for (i = 0; i < mib; i++) {
+		if (pread(disk, chunk, sizeof(chunk), i * sizeof(chunk)) != sizeof(chunk))
+			die("cannot read MiB %u", i);
+		for (j = 0; j < 256; j++)
+			if (!page_holds(chunk[j], round * 100000 + i * 256 + j))
+				die("page %u of the disk has wrong data in round %u",
+				    i * 256 + j, round);
+	}
+	return lowest;
+}
+
+static int pressure(unsigned int seconds, const char *path, unsigned int mib, unsigned int leave_mib)
+{
+	__u64 begin = now_ms(), next = begin + 5000;
+	const char *missing = xen_missing();
+	unsigned int round = 0, i;
+	struct grants grants;
+	int gntdev, disk, status;
+	long lowest = LONG_MAX;
+	bool *stop;
+	pid_t pid;
+
+	if (missing)
+		die("%s", missing);
+	if (grants_open(&grants, MAX_GRANTS, DOM0, GNTALLOC_FLAG_WRITABLE))
+		die("cannot grant pages");
+	for (i = 0; i < MAX_GRANTS; i++)
+		fill_page(grants.mem + i * PAGE_SIZE, i);
+	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
+	if (gntdev < 0)
+		die("/dev/xen/gntdev");
+	disk = open(path, O_RDWR | O_CLOEXEC);
+	if (disk < 0)
+		die("%s", path);
+	stop = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (stop == MAP_FAILED)
+		die("mmap");
+	pid = fork();
+	if (pid < 0)
+		die("fork");
+	if (!pid)
+		_exit(hold_and_unmap(gntdev, &grants, stop));
+
+	take_memory(leave_mib);
+	while (now_ms() < begin + seconds * 1000ULL) {
+		long low = write_and_read(disk, mib, round++);
+
+		if (low < lowest)
+			lowest = low;
+		if (now_ms() >= next) {
+			next = now_ms() + 5000;
+			printf("%llu s: %u rounds, at least %ld KiB of memory were free\n",
+			       (now_ms() - begin) / 1000, round, lowest);
+			fflush(stdout);
+		}
+	}
+	*stop = true;
+	if (waitpid(pid, &status, 0) != pid || status)
+		die("the process that holds granted pages ended with %#x", status);
+	printf("rounds %u\nlowest %ld\n", round, lowest);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 4 && !strcmp(argv[1], "echo"))
+		return packets_echo(argv[2], strtoul(argv[3], NULL, 10));
+	if (argc == 6 && !strcmp(argv[1], "pressure"))
+		return pressure(strtoul(argv[2], NULL, 10), argv[3], strtoul(argv[4], NULL, 10),
+				strtoul(argv[5], NULL, 10));
+	fprintf(stderr, "usage: backend echo DEVICE MS | backend pressure SECONDS DISK MIB FREE\n");
+	return 2;
+}

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The figures of testbed/bench, measured in a dom0 that maps its own grants.
+ * Prints a line "name value" for each; "-" for what this kernel does not count.
+ *
+ * Time is the machine's instructions: dom0 runs with --icount.
+ */
+#define _GNU_SOURCE
+#include <stdarg.h>
+#include <sys/resource.h>
+
+#include "xen_grant.h"
+
+#define RW		(PROT_READ | PROT_WRITE)
+#define PAGES		512
+#define WARM_UP		5
+#define ROUNDS		21	/* odd, for a median */
+
+/* Each page is in use, each by another pipe than those of other requests. */
+#define REQUESTS	1000
+#define REQUEST_PAGES	10
+#define IDLE_S		10
+#define GONE_S		60
+#define XEN_MEMORY	"/sys/devices/system/xen_memory/xen_memory0/"
+#define STATS		"/sys/kernel/debug/xen/grant_unmap/stats"
+
+static struct grants grants[PAGES / MAX_GRANTS];
+static grant_ref_t refs[PAGES];
+static struct grant_table table;
+static int gntdev;
+
+__attribute__((noreturn, format(printf, 1, 2)))
+static void die(const char *format, ...)
+{
+	const char *error = strerror(errno);
+	va_list args;
+
+	va_start(args, format);
+	fprintf(stderr, "bench: ");
+	vfprintf(stderr, format, args);
+	fprintf(stderr, " (errno: %s)\n", error);
+	exit(1);
+}
+
+static __u64 now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+/* The kernel's tick would be in some rounds, and not in others. */
+static void wait_for_tick(void)
+{
+	struct timespec before, ts;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &before);
+	do
+		clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+	while (ts.tv_nsec == before.tv_nsec);
+}
+
+static void expect_mapped(unsigned int count)
+{
+	if (grants_mapped(&table) != count)
+		die("%u grants are mapped, not %u", grants_mapped(&table), count);
+}
+
+/*
+ * Grants are mapped onto pages without memory. Have enough of them at all
+ * times: the balloon driver would give them memory after each unmap and take
+ * it away for the next map, at times within what is measured and at times not.
+ */
+static void give_memory_back(void)
+{
+	long target = read_number(XEN_MEMORY "info/current_kb") -
+		      2 * REQUESTS * REQUEST_PAGES * (PAGE_SIZE / 1024);
+
+	if (write_number(XEN_MEMORY "target_kb", target) ||
+	    !wait_for(read_number(XEN_MEMORY "info/current_kb") == target))
+		die("this domain's memory does not become %ld kB", target);
+}
+
+static void set_up(void)
+{
+	const char *missing = xen_missing();
+	unsigned int i;
+
+	if (missing)
+		die("%s", missing);
+	for (i = 0; i < PAGES / MAX_GRANTS; i++) {
+		if (grants_open(&grants[i], MAX_GRANTS, DOM0, GNTALLOC_FLAG_WRITABLE))
+			die("cannot grant %u pages", PAGES);
+		memcpy(refs + i * MAX_GRANTS, grants[i].ref, sizeof(grants[i].ref));
+	}
+	if (grant_table_open(&table))
+		die("cannot map the grant table");
+	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
+	if (gntdev < 0)
+		die("/dev/xen/gntdev");
+	expect_mapped(0);
+	give_memory_back();
+	/* Not MCL_FUTURE: it would change what mmap() does. */
+	if (mlockall(MCL_CURRENT))
+		die("mlockall");
+}
+
+/* Map and unmap idle pages */
+
+static int compare(const void *a, const void *b)
+{
+	const __u64 *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
+}
+
+static void print_median(const char *what, unsigned int count, __u64 *values)
+{
+	qsort(values, ROUNDS, sizeof(*values), compare);
+	printf("%s_%u %llu\n", what, count, values[ROUNDS / 2]);
+}
+
+/* The pages are written to while they are mapped. */
+static void map_and_unmap(unsigned int count)
+{
+	static __u64 map[ROUNDS], unmap[ROUNDS], sum[ROUNDS];
+	static struct {
+		struct ioctl_gntdev_map_grant_ref op;
+		struct ioctl_gntdev_grant_ref more[PAGES - 1];
+	} request;
+	struct ioctl_gntdev_map_grant_ref *op = &request.op;
+	struct ioctl_gntdev_unmap_grant_ref done;
+	__u64 begin, mapped, used, unmapped;
+	size_t size = count * PAGE_SIZE;
+	unsigned int i;
+	char *mem;
+	int round;
+
+	op->count = count;
+	for (i = 0; i < count; i++) {
+		op->refs[i].domid = DOM0;
+		op->refs[i].ref = refs[i];
+	}
+	for (round = -WARM_UP; round < ROUNDS; round++) {
+		wait_for_tick();
+		begin = now();
+		if (ioctl(gntdev, IOCTL_GNTDEV_MAP_GRANT_REF, op))
+			die("cannot map %u grants", count);
+		mem = mmap(NULL, size, RW, MAP_SHARED, gntdev, op->index);
+		mapped = now();
+		if (mem == MAP_FAILED)
+			die("mmap of %u grants", count);
+		expect_mapped(count);
+		for (i = 0; i < count; i++)
+			mem[i * PAGE_SIZE] = i;
+		done.index = op->index;
+		done.count = count;
+
+		used = now();
+		if (munmap(mem, size) ||
+		    ioctl(gntdev, IOCTL_GNTDEV_UNMAP_GRANT_REF, &done))
+			die("cannot unmap %u grants", count);
+		unmapped = now();
+		expect_mapped(0);
+		if (round < 0)
+			continue;
+		map[round] = mapped - begin;
+		unmap[round] = unmapped - used;
+		sum[round] = map[round] + unmap[round];
+	}
+	print_median("map", count, map);
+	print_median("unmap", count, unmap);
+	print_median("sum", count, sum);
+}
+
+/* The queue of pages in use */
+
+/* -1 where the kernel has no such counter */
+static long stat_of(const char *wanted)
+{
+	FILE *file = fopen(STATS, "r");
+	char name[32];
+	long value;
+
+	if (!file)
+		return -1;
+	while (fscanf(file, "%31s %ld", name, &value) == 2) {
+		if (!strcmp(name, wanted)) {
+			fclose(file);
+			return value;
+		}
+	}
+	die("no %s in " STATS, wanted);
+}
+
+static void print_count(const char *name, long value)
+{
+	if (value < 0)
+		printf("%s -\n", name);
+	else
+		printf("%s %ld\n", name, value);
+}
+
+/* How long the CPUs have been idle. The other counters are too coarse. */
+static __u64 idle_time(void)
+{
+	FILE *file = fopen("/proc/timer_list", "r");
+	unsigned long long value;
+	bool found = false;
+	__u64 sum = 0;
+	char line[256];
+
+	if (!file)
+		die("/proc/timer_list");
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, " .idle_sleeptime : %llu", &value) == 1) {
+			found = true;
+			sum += value;
+		}
+	fclose(file);
+	if (!found)
+		die("no idle time in /proc/timer_list");
+	return sum;
+}
+
+/* How long one CPU is not idle while nothing runs here */
+static __u64 busy_time(void)
+{
+	__u64 idle = idle_time(), begin = now();
+
+	sleep(IDLE_S);
+	return now() - begin - (idle_time() - idle);
+}
+
+static void queue(void)
+{
+	static int pipes[REQUESTS][2];
+	static struct iovec iov[REQUESTS];
+	static __s64 index[REQUESTS];
+	struct rlimit files = { 2 * REQUESTS + 64, 2 * REQUESTS + 64 };
+	long deferred = stat_of("deferred"), passes, attempts, hypercalls;
+	const size_t size = REQUEST_PAGES * PAGE_SIZE;
+	unsigned int i, used = PAGES / REQUEST_PAGES;
+	__s64 without, with;
+	__u64 begin;
+
+	if (setrlimit(RLIMIT_NOFILE, &files))
+		die("setrlimit");
+	for (i = 0; i < REQUESTS; i++) {
+		/* Xen lets a grant be mapped 127 times, not a thousand. */
+		grant_ref_t *ref = refs + i % used * REQUEST_PAGES;
+
+		index[i] = gntdev_add(gntdev, DOM0, ref, REQUEST_PAGES);
+		if (index[i] < 0)
+			die("cannot map grants, request %u", i);
+		iov[i].iov_len = size;
+		iov[i].iov_base = mmap(NULL, size, RW, MAP_SHARED, gntdev, index[i]);
+		if (iov[i].iov_base == MAP_FAILED)
+			die("mmap of request %u", i);
+		if (pipe(pipes[i]) || vmsplice(pipes[i][1], iov + i, 1, 0) != (ssize_t)size)
+			die("cannot hold request %u in a pipe", i);
+	}
+	expect_mapped(used * REQUEST_PAGES);
+	without = busy_time();
+
+	for (i = 0; i < REQUESTS; i++)
+		if (munmap(iov[i].iov_base, size) ||
+		    gntdev_remove(gntdev, index[i], REQUEST_PAGES))
+			die("cannot unmap request %u", i);
+	passes = stat_of("passes");
+	attempts = stat_of("attempts");
+	with = busy_time();
+	expect_mapped(used * REQUEST_PAGES);
+	if (deferred >= 0) {
+		deferred = stat_of("deferred") - deferred;
+		if (deferred != REQUESTS * REQUEST_PAGES)
+			die("the queue took %ld pages, not %u", deferred, REQUESTS * REQUEST_PAGES);
+		passes = stat_of("passes") - passes;
+		if (!passes)
+			die("the queue made no pass in %u s", IDLE_S);
+		attempts = (stat_of("attempts") - attempts) / passes;
+	}
+	printf("queue_cpu %.4f\n", (with - without) / (IDLE_S * 1e7));
+	print_count("queue_passes", passes);
+	print_count("queue_attempts", attempts);
+
+	hypercalls = stat_of("hypercalls");
+	for (i = 0; i < REQUESTS; i++) {
+		close(pipes[i][0]);
+		close(pipes[i][1]);
+	}
+	begin = now();
+	while (grants_mapped(&table)) {
+		if (now() - begin > GONE_S * 1000000000ULL)
+			die("%u grants are still mapped after %u s", grants_mapped(&table), GONE_S);
+		usleep(500);
+	}
+	printf("queue_gone %.1f\n", (now() - begin) / 1e6);
+	/* The queue counts what it did once it has done it. */
+	usleep(100000);
+	if (hypercalls >= 0)
+		hypercalls = stat_of("hypercalls") - hypercalls;
+	print_count("queue_hypercalls", hypercalls);
+}
+
+int main(int argc, char **argv)
+{
+	set_up();
+	if (argc == 2 && !strcmp(argv[1], "map")) {
+		map_and_unmap(1);
+		map_and_unmap(32);
+		map_and_unmap(PAGES);
+	} else if (argc == 2 && !strcmp(argv[1], "queue")) {
+		queue();
+	} else {
+		die("usage: bench map|queue");
+	}
+	return 0;
+}
