@@ -633,6 +633,41 @@ static void pages_of_a_request_are_settled_one_by_one(struct kunit *test)
 	expect_done(r, 1, 0);
 }
 
+static void expect_submitted(struct kunit *test)
+{
+	struct world *w = test->priv;
+
+	KUNIT_EXPECT_TRUE(test, gnttab_unmap_submitted(&w->during_request->req, 0));
+}
+
+/* Waiting, in a pass, unmapped or leaked: it is not to be submitted once more. */
+static void page_counts_as_submitted_until_it_is_mapped_again(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 3);
+
+	for (unsigned int i = 0; i < r->count; i++)
+		KUNIT_EXPECT_FALSE(test, gnttab_unmap_submitted(&r->req, i));
+	hold(r, 0);
+	page_of(r, 2)->refuse = true;
+	submit_all(r);
+	for (unsigned int i = 0; i < r->count; i++)
+		KUNIT_EXPECT_TRUE(test, gnttab_unmap_submitted(&r->req, i));
+
+	release(r, 0);
+	w->during_request = r;
+	w->during = expect_submitted;
+	pass_over_all(test);
+	KUNIT_EXPECT_NULL(test, w->during);
+	expect_submitted(test);
+	expect_done(r, 1, 1);
+
+	page_map(r, 0);
+	KUNIT_EXPECT_FALSE(test, gnttab_unmap_submitted(&r->req, 0));
+	submit(r, 0, 1);
+	expect_submitted(test);
+}
+
 /* More than are marked in one go. */
 static void large_request_is_unmapped_in_full(struct kunit *test)
 {
@@ -1807,6 +1842,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(busy_page_is_unmapped_once_it_is_idle),
 	KUNIT_CASE(busy_page_that_is_held_twice_waits_for_both),
 	KUNIT_CASE(pages_of_a_request_are_settled_one_by_one),
+	KUNIT_CASE(page_counts_as_submitted_until_it_is_mapped_again),
 	KUNIT_CASE(large_request_is_unmapped_in_full),
 	KUNIT_CASE(page_is_frozen_during_the_hypercall),
 	KUNIT_CASE(page_with_noted_references_is_idle_when_it_has_those),
