@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 
 #include "xen_grant.h"
+#include "../../../../mm/gup_test.h"
 
 #define RW		(PROT_READ | PROT_WRITE)
 #define PAGES		512
@@ -121,6 +122,14 @@ static void print_median(const char *what, unsigned int count, __u64 *values)
 	printf("%s_%u %llu\n", what, count, values[ROUNDS / 2]);
 }
 
+static void print_count(const char *name, long value)
+{
+	if (value < 0)
+		printf("%s -\n", name);
+	else
+		printf("%s %ld\n", name, value);
+}
+
 /* The pages are written to while they are mapped. */
 static void map_and_unmap(unsigned int count)
 {
@@ -174,6 +183,72 @@ static void map_and_unmap(unsigned int count)
 	print_median("sum", count, sum);
 }
 
+/* Look pages up: granted ones, and anonymous memory for comparison */
+
+static void look_up(const char *what, char *mem, unsigned long command)
+{
+	static __u64 get[ROUNDS];
+	int gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC), round;
+
+	if (gup < 0)
+		die("/sys/kernel/debug/gup_test");
+	for (round = -WARM_UP; round < ROUNDS; round++) {
+		struct gup_test test = {
+			.addr = (uintptr_t)mem,
+			.size = PAGES * PAGE_SIZE,
+			.nr_pages_per_call = PAGES,
+			.gup_flags = 1,	/* FOLL_WRITE */
+		};
+
+		wait_for_tick();
+		if (ioctl(gup, command, &test) || test.size != PAGES * PAGE_SIZE)
+			die("cannot look up %u pages", PAGES);
+		if (round >= 0)
+			get[round] = test.get_delta_usec * 1000;
+	}
+	close(gup);
+	print_median(what, PAGES, get);
+}
+
+/* A walk over normal PTEs: each is asked for its page by vm_normal_page(). */
+static void walk(const char *what, char *mem)
+{
+	static __u64 cold[ROUNDS];
+	int round;
+
+	for (round = -WARM_UP; round < ROUNDS; round++) {
+		__u64 begin;
+
+		wait_for_tick();
+		begin = now();
+		if (madvise(mem, PAGES * PAGE_SIZE, MADV_COLD))
+			die("MADV_COLD");
+		if (round >= 0)
+			cold[round] = now() - begin;
+	}
+	print_median(what, PAGES, cold);
+}
+
+#define VMA_SLAB	"/sys/kernel/slab/vm_area_struct/"
+
+static void pages(void)
+{
+	char *granted = gntdev_map(gntdev, refs, PAGES, RW);
+	char *anonymous = mmap(NULL, PAGES * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (granted == MAP_FAILED || anonymous == MAP_FAILED)
+		die("mmap");
+	expect_mapped(PAGES);
+	memset(anonymous, 1, PAGES * PAGE_SIZE);
+	look_up("gup_granted", granted, GUP_FAST_BENCHMARK);
+	look_up("pin_granted", granted, PIN_FAST_BENCHMARK);
+	look_up("gup_anonymous", anonymous, GUP_FAST_BENCHMARK);
+	look_up("pin_anonymous", anonymous, PIN_FAST_BENCHMARK);
+	walk("walk_anonymous", anonymous);
+	print_count("vma_size", read_number(VMA_SLAB "object_size"));
+	print_count("vma_number", read_number(VMA_SLAB "objs_per_slab"));
+}
+
 /* The queue of pages in use */
 
 /* -1 where the kernel has no such counter */
@@ -192,14 +267,6 @@ static long stat_of(const char *wanted)
 		}
 	}
 	die("no %s in " STATS, wanted);
-}
-
-static void print_count(const char *name, long value)
-{
-	if (value < 0)
-		printf("%s -\n", name);
-	else
-		printf("%s %ld\n", name, value);
 }
 
 /* How long the CPUs have been idle. The other counters are too coarse. */
@@ -311,10 +378,12 @@ int main(int argc, char **argv)
 		map_and_unmap(1);
 		map_and_unmap(32);
 		map_and_unmap(PAGES);
+	} else if (argc == 2 && !strcmp(argv[1], "pages")) {
+		pages();
 	} else if (argc == 2 && !strcmp(argv[1], "queue")) {
 		queue();
 	} else {
-		die("usage: bench map|queue");
+		die("usage: bench map|pages|queue");
 	}
 	return 0;
 }

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What may be done to the address range of memory mapped from grants: parts of it
+ * can go, but it cannot move, grow, or change its protection. What is refused is
+ * refused before anything is unmapped.
+ */
+#include <signal.h>
+#include <setjmp.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include "xen_grant.h"
+
+#define RW	(PROT_READ | PROT_WRITE)
+
+FIXTURE(gntdev_vma)
+{
+	struct xen_env env;
+	struct grants *grants;
+	grant_ref_t *ref;
+	char *mem;
+	int pipe[2];
+	char copy[PAGE_SIZE];
+};
+
+FIXTURE_SETUP(gntdev_vma)
+{
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	self->grants = &self->env.grants;
+	self->ref = self->env.grants.ref;
+	self->mem = gntdev_map(self->env.gntdev, self->ref, MAX_GRANTS, RW);
+	ASSERT_NE(MAP_FAILED, self->mem);
+	ASSERT_EQ(0, pipe(self->pipe));
+}
+
+FIXTURE_TEARDOWN(gntdev_vma)
+{
+	close(self->pipe[0]);
+	close(self->pipe[1]);
+	munmap(self->mem, MAX_GRANTS * PAGE_SIZE);
+	xen_env_teardown(_metadata, &self->env);
+}
+
+#define SIZE		(MAX_GRANTS * PAGE_SIZE)
+#define mapped(i)	grant_mapped(&self->env.table, self->ref[i])
+#define granted(i)	page(self->grants->mem, i)
+#define at(i)		((char *)page(self->mem, i))
+
+#define EXPECT_ERRNO(error, call)	\
+do {					\
+	errno = 0;			\
+	EXPECT_EQ(-1, (long)(call));	\
+	EXPECT_EQ(error, errno);	\
+} while (0)
+
+static sigjmp_buf fault;
+
+static void on_fault(int sig)
+{
+	siglongjmp(fault, sig);
+}
+
+/* The signal that a read at @mem ends in, or 0. */
+static int access_signal(const char *mem)
+{
+	struct sigaction action = { .sa_handler = on_fault }, bus, segv;
+	int sig;
+
+	sigaction(SIGBUS, &action, &bus);
+	sigaction(SIGSEGV, &action, &segv);
+	sig = sigsetjmp(fault, 1);
+	if (!sig)
+		__atomic_load_n(mem, __ATOMIC_SEQ_CST);
+	sigaction(SIGBUS, &bus, NULL);
+	sigaction(SIGSEGV, &segv, NULL);
+	return sig;
+}
+
+/* Are the pages mapped and shared with the granting side, both ways? */
+static bool pages_shared(const struct xen_env *env, char *mem, unsigned int first,
+			 unsigned int count)
+{
+	bool good = true;
+	unsigned int i;
+
+	for (i = first; i < first + count; i++) {
+		void *here = page(mem, i), *there = page(env->grants.mem, i);
+
+		if (!grant_mapped(&env->table, env->grants.ref[i]) || access_signal(here))
+			return false;
+		good &= page_holds(here, i);
+		fill_page(here, ~i);
+		good &= page_holds(there, ~i);
+		fill_page(there, i);
+	}
+	return good;
+}
+
+#define shared(first, count)	pages_shared(&self->env, self->mem, first, count)
+
+/* Refused */
+
+TEST_F(gntdev_vma, mprotect_is_refused_and_unmaps_nothing)
+{
+	EXPECT_ERRNO(EACCES, mprotect(self->mem, SIZE, PROT_READ));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	EXPECT_ERRNO(EACCES, mprotect(at(8), PAGE_SIZE, PROT_NONE));
+	EXPECT_ERRNO(EACCES, mprotect(at(8), PAGE_SIZE, RW | PROT_EXEC));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+TEST_F(gntdev_vma, mprotect_to_the_same_protection_changes_nothing)
+{
+	EXPECT_EQ(0, mprotect(self->mem, SIZE, RW));
+	EXPECT_EQ(0, mprotect(at(3), PAGE_SIZE, RW));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+TEST_F(gntdev_vma, mprotect_cannot_make_a_read_only_mapping_writable)
+{
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 2, PROT_READ);
+	ASSERT_NE(MAP_FAILED, mem);
+	EXPECT_ERRNO(EACCES, mprotect(mem, 2 * PAGE_SIZE, RW));
+	EXPECT_EQ(0, access_signal(mem));
+	EXPECT_TRUE(page_holds(page(mem, 1), 1));
+	EXPECT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+}
+
+/* The place to go to keeps what it has, and the mapping stays where it is. */
+TEST_F(gntdev_vma, mremap_that_moves_is_refused_and_unmaps_nothing)
+{
+	char *target = mmap(NULL, SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, target);
+	fill_page(target, 1234);
+	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE,
+				    MREMAP_MAYMOVE | MREMAP_FIXED, target));
+	EXPECT_ERRNO(EINVAL, mremap(at(4), 2 * PAGE_SIZE, PAGE_SIZE,
+				    MREMAP_MAYMOVE | MREMAP_FIXED, target));
+	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE,
+				    MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL));
+	EXPECT_EQ(0, access_signal(target));
+	EXPECT_TRUE(page_holds(target, 1234));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	EXPECT_EQ(0, munmap(target, SIZE));
+}
+
+TEST_F(gntdev_vma, mremap_that_expands_is_refused_and_unmaps_nothing)
+{
+	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE + PAGE_SIZE, 0));
+	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE));
+	EXPECT_ERRNO(EINVAL, mremap(at(1), PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE));
+	/* Twice the same memory */
+	EXPECT_ERRNO(EINVAL, mremap(self->mem, 0, SIZE, MREMAP_MAYMOVE));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+/* Parts that go */
+
+TEST_F(gntdev_vma, mremap_that_shrinks_unmaps_the_rest)
+{
+	EXPECT_EQ(self->mem, mremap(self->mem, SIZE, 10 * PAGE_SIZE, 0));
+	EXPECT_TRUE(shared(0, 10));
+	EXPECT_TRUE(wait_for(!mapped(10)));
+	EXPECT_TRUE(wait_for(!mapped(MAX_GRANTS - 1)));
+	EXPECT_EQ(SIGSEGV, access_signal(at(10)));
+}
+
+/* The page at an address is still the one that belongs there, for I/O as well. */
+TEST_F(gntdev_vma, parts_of_a_split_mapping_have_their_pages)
+{
+	static const unsigned int gone[] = { 40, 7, 8, 20, 63 };
+	unsigned int i, j;
+
+	for (i = 0; i < ARRAY_SIZE(gone); i++)
+		ASSERT_EQ(0, munmap(at(gone[i]), PAGE_SIZE));
+	for (i = 0; i < MAX_GRANTS; i++) {
+		for (j = 0; j < ARRAY_SIZE(gone); j++)
+			if (gone[j] == i)
+				break;
+		if (j < ARRAY_SIZE(gone)) {
+			EXPECT_TRUE(wait_for(!mapped(i)));
+			EXPECT_EQ(SIGSEGV, access_signal(at(i)));
+			continue;
+		}
+		EXPECT_TRUE(shared(i, 1));
+		ASSERT_TRUE(hold(self->pipe, at(i), 1));
+		ASSERT_TRUE(drain(self->pipe, self->copy));
+		EXPECT_TRUE(page_holds(self->copy, i));
+	}
+}
+
+TEST_F(gntdev_vma, dontneed_unmaps_and_the_rest_stays)
+{
+	ASSERT_EQ(0, madvise(at(5), 2 * PAGE_SIZE, MADV_DONTNEED));
+	EXPECT_TRUE(wait_for(!mapped(5)));
+	EXPECT_TRUE(wait_for(!mapped(6)));
+	EXPECT_EQ(SIGBUS, access_signal(at(5)));
+	EXPECT_EQ(SIGBUS, access_signal(at(6)));
+	/* Not by the back door, either */
+	EXPECT_FALSE(hold(self->pipe, at(5), 1));
+	EXPECT_TRUE(shared(0, 5));
+	EXPECT_TRUE(shared(7, MAX_GRANTS - 7));
+}
+
+TEST_F(gntdev_vma, another_mapping_takes_the_place_of_a_part)
+{
+	char *other = mmap(at(30), 2 * PAGE_SIZE, RW,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	ASSERT_EQ(at(30), other);
+	EXPECT_TRUE(wait_for(!mapped(30)));
+	EXPECT_TRUE(wait_for(!mapped(31)));
+	EXPECT_EQ(0, other[0]);
+	fill_page(other, 4321);
+	EXPECT_TRUE(page_holds(granted(30), 30));
+	EXPECT_TRUE(shared(0, 30));
+	EXPECT_TRUE(shared(32, MAX_GRANTS - 32));
+}
+
+/* Which does not go */
+
+TEST_F(gntdev_vma, mlock_and_munlock_leave_the_mapping)
+{
+	EXPECT_EQ(0, mlock(self->mem, SIZE));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	EXPECT_EQ(0, munlock(self->mem, SIZE));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+TEST_F(gntdev_vma, child_does_not_get_the_mapping)
+{
+	pid_t pid = fork();
+	int status;
+
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(access_signal(self->mem));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(SIGSEGV, WEXITSTATUS(status));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+/* The other process maps, this one looks and changes. */
+TEST_F(gntdev_vma, ptrace_reads_and_writes_the_mapping)
+{
+	char *mem;
+	int status;
+	pid_t pid;
+	long word;
+
+	ASSERT_EQ(0, munmap(self->mem, SIZE));
+	fill_page(granted(9), 9);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		mem = gntdev_map(self->env.gntdev, self->ref, MAX_GRANTS, RW);
+		/* Where the parent expects it */
+		if (mem == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, 0, 0))
+			_exit(1);
+		*(char **)self->grants->mem = mem;
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSTOPPED(status));
+	mem = page(*(char **)self->grants->mem, 9);
+	errno = 0;
+	word = ptrace(PTRACE_PEEKDATA, pid, mem, 0);
+	EXPECT_EQ(0, errno);
+	EXPECT_EQ(*(long *)granted(9), word);
+	EXPECT_EQ(0, ptrace(PTRACE_POKEDATA, pid, mem + 64, 0x1234567L));
+	EXPECT_EQ(0x1234567L, *(long *)((char *)granted(9) + 64));
+	EXPECT_EQ(0, ptrace(PTRACE_CONT, pid, 0, 0));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(0, WEXITSTATUS(status));
+	EXPECT_TRUE(wait_for(!mapped(9)));
+}
+
+TEST_HARNESS_MAIN
