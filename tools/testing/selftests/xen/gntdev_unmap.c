@@ -266,6 +266,103 @@ TEST_F(unmap, idle_pages_do_not_wait_for_a_busy_one)
 }
 
 /*
+ * Behind an address is the page of that mapping, and not one of the frame: a
+ * frame that is mapped by three grants has three pages, each of which has its
+ * own references. See gntdev.c for how these grants are made.
+ */
+#define NR_ALIASES	3
+
+struct aliases {
+	char *mem[NR_ALIASES];
+	int pipe[NR_ALIASES][2];
+	struct disk disk;
+};
+
+static bool aliases_map(struct aliases *a, const struct xen_env *env)
+{
+	struct grant_entry *entry = env->table.entry;
+	const grant_ref_t *ref = env->grants.ref;
+	__u32 frame[NR_ALIASES];
+	unsigned int i;
+
+	for (i = 0; i < NR_ALIASES; i++) {
+		frame[i] = entry[ref[i]].frame;
+		entry[ref[i]].frame = frame[0];
+		a->mem[i] = gntdev_map(env->gntdev, ref + i, 1, RW);
+		entry[ref[i]].frame = frame[i];
+		if (a->mem[i] == MAP_FAILED || pipe(a->pipe[i]))
+			return false;
+	}
+	return true;
+}
+
+/* Direct I/O by each address, in both directions: the others see what it does. */
+static bool aliases_io(struct aliases *a, __u32 stamp)
+{
+	char copy[PAGE_SIZE];
+	unsigned int i, j;
+
+	for (i = 0; i < NR_ALIASES; i++) {
+		fill_page(copy, stamp + i);
+		if (pwrite(a->disk.memfd, copy, PAGE_SIZE, 0) != PAGE_SIZE ||
+		    pread(a->disk.fd, a->mem[i], PAGE_SIZE, 0) != PAGE_SIZE)
+			return false;
+		for (j = 0; j < NR_ALIASES; j++)
+			if (!page_holds(a->mem[j], stamp + i))
+				return false;
+		if (pwrite(a->disk.fd, a->mem[i], PAGE_SIZE, PAGE_SIZE) != PAGE_SIZE ||
+		    pread(a->disk.memfd, copy, PAGE_SIZE, PAGE_SIZE) != PAGE_SIZE ||
+		    !page_holds(copy, stamp + i))
+			return false;
+	}
+	return true;
+}
+
+TEST_F(unmap, frame_granted_three_times_has_three_pages)
+{
+	static const unsigned char orders[][NR_ALIASES] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
+		{ 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
+	};
+	const struct waiting *w[NR_ALIASES];
+	struct aliases a = { };
+	unsigned int i, j, o;
+	struct pending p;
+
+	if (access("/dev/loop-control", R_OK | W_OK))
+		SKIP(return, "no access to /dev/loop-control");
+	ASSERT_EQ(0, disk_open(&a.disk));
+	for (o = 0; o < ARRAY_SIZE(orders); o++) {
+		ASSERT_TRUE(aliases_map(&a, &self->env));
+		EXPECT_TRUE(aliases_io(&a, 10 * o));
+		for (i = 0; i < NR_ALIASES; i++) {
+			ASSERT_TRUE(hold(a.pipe[i], a.mem[i], 1));
+			ASSERT_EQ(0, munmap(a.mem[i], PAGE_SIZE));
+		}
+		ASSERT_TRUE(pending_read(&p));
+		for (i = 0; i < NR_ALIASES; i++) {
+			w[i] = pending_find(&p, getpid(), self->ref[i]);
+			ASSERT_NE(NULL, w[i]);
+			EXPECT_EQ(2, w[i]->references);
+			for (j = 0; j < i; j++)
+				EXPECT_NE(w[j]->pfn, w[i]->pfn);
+		}
+		for (i = 0; i < NR_ALIASES; i++) {
+			const unsigned char *order = orders[o];
+
+			for (j = i; j < NR_ALIASES; j++)
+				EXPECT_TRUE(mapped(order[j]));
+			ASSERT_TRUE(drain(a.pipe[order[i]], self->copy));
+			EXPECT_TRUE(page_holds(self->copy, 10 * o + NR_ALIASES - 1));
+			EXPECT_TRUE(wait_for(!mapped(order[i])));
+			close(a.pipe[order[i]][0]);
+			close(a.pipe[order[i]][1]);
+		}
+	}
+	disk_close(&a.disk);
+}
+
+/*
  * One map of twice as many pages as there are grants: page i and page i +
  * MAX_GRANTS are of the same grant. Each second page is held by a pipe of its
  * own. A grant is mapped as long as one of its pages is there or held.
