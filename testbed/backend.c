@@ -9,6 +9,10 @@
  *				with FREE MiB of memory left, writes MIB to DISK
  *				and reads it, again and again, while granted
  *				pages are held and unmapped
+ *   backend grant COUNT	grants pages to domain 0, prints the references and
+ *				goes on in the background
+ *   backend use DOMID REF...	maps these pages, holds and unmaps some of them, and
+ *				does to the others what must not hurt
  */
 #define _GNU_SOURCE
 #include <limits.h>
@@ -266,13 +270,109 @@ static int pressure(unsigned int seconds, const char *path, unsigned int mib, un
 	return 0;
 }
 
+/* Pages of another domain. The tests of gntdev map the domain's own. */
+
+static int grant(unsigned int count)
+{
+	struct grants grants;
+	unsigned int i;
+
+	if (grants_open(&grants, count, DOM0, GNTALLOC_FLAG_WRITABLE))
+		die("cannot grant %u pages", count);
+	for (i = 0; i < count; i++) {
+		fill_page(page(grants.mem, i), i);
+		printf("%u ", grants.ref[i]);
+	}
+	printf("\n");
+	fflush(stdout);
+	if (daemon(1, 0))
+		die("daemon");
+	for (;;)
+		pause();
+}
+
+static void expect_pages(char *mem, unsigned int first, unsigned int count, const char *when)
+{
+	unsigned int i;
+
+	for (i = first; i < first + count; i++)
+		if (!page_holds(page(mem, i), i))
+			die("page %u has wrong data %s", i, when);
+}
+
+static int use(domid_t domid, char **ref, unsigned int count)
+{
+	static char copy[PAGE_SIZE];
+	grant_ref_t refs[MAX_GRANTS];
+	int gntdev, disk, fd, pipes[2], status;
+	unsigned int i, half = count / 2;
+	size_t size = half * PAGE_SIZE;
+	char *mem, *rest;
+	__s64 index;
+	pid_t pid;
+
+	if (count < 2 || count > MAX_GRANTS)
+		die("%u grants", count);
+	for (i = 0; i < count; i++)
+		refs[i] = strtoul(ref[i], NULL, 10);
+	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
+	index = gntdev < 0 ? -1 : gntdev_add(gntdev, domid, refs, count);
+	if (index < 0)
+		die("cannot map grants of domain %u", domid);
+	mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_SHARED, gntdev, index);
+	if (mem == MAP_FAILED || gntdev_remove(gntdev, index, count))
+		die("mmap of grants of domain %u", domid);
+	expect_pages(mem, 0, count, "when mapped");
+
+	/* The first half goes while a pipe holds it. */
+	rest = page(mem, half);
+	if (pipe(pipes) || !hold(pipes, mem, half) || munmap(mem, size))
+		die("hold and munmap");
+	printf("%u pages of domain %u are held and unmapped\n", half, domid);
+	for (i = 0; i < half; i++)
+		if (!drain(pipes, copy) || !page_holds(copy, i))
+			die("page %u has wrong data in the pipe", i);
+
+	/* The other half stays. */
+	disk = open("/dev/ram0", O_RDWR | O_DIRECT | O_CLOEXEC);
+	if (disk < 0 || pwrite(disk, rest, size, 0) != (ssize_t)size ||
+	    pread(disk, rest, size, 0) != (ssize_t)size)
+		die("direct I/O");
+	expect_pages(mem, half, count - half, "after direct I/O");
+	fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "1", 1) != 1 || write(fd, "3", 1) != 1)
+		die("clear_refs");
+	expect_pages(mem, half, count - half, "after clear_refs");
+	if (!madvise(rest, size, MADV_DOFORK) || errno != EINVAL)
+		die("MADV_DOFORK is not refused");
+	if (!mprotect(rest, size, PROT_READ) || errno != EACCES)
+		die("mprotect is not refused");
+	if (mremap(rest, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, mem) != MAP_FAILED ||
+	    errno != EINVAL)
+		die("mremap is not refused");
+	if (madvise(rest, size, MADV_COLD) || madvise(rest, size, MADV_PAGEOUT) ||
+	    mlock(rest, size))
+		die("advice");
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+		die("fork");
+	expect_pages(mem, half, count - half, "at the end");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 3 && !strcmp(argv[1], "grant"))
+		return grant(strtoul(argv[2], NULL, 10));
+	if (argc > 3 && !strcmp(argv[1], "use"))
+		return use(strtoul(argv[2], NULL, 10), argv + 3, argc - 3);
 	if (argc == 4 && !strcmp(argv[1], "echo"))
 		return packets_echo(argv[2], strtoul(argv[3], NULL, 10));
 	if (argc == 6 && !strcmp(argv[1], "pressure"))
 		return pressure(strtoul(argv[2], NULL, 10), argv[3], strtoul(argv[4], NULL, 10),
 				strtoul(argv[5], NULL, 10));
-	fprintf(stderr, "usage: backend echo DEVICE MS | backend pressure SECONDS DISK MIB FREE\n");
+	fprintf(stderr, "usage: backend echo DEVICE MS | pressure SECONDS DISK MIB FREE | grant COUNT | use DOMID REF...\n");
 	return 2;
 }

@@ -232,18 +232,46 @@ TEST_F(gntdev_vma, mlock_and_munlock_leave_the_mapping)
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-TEST_F(gntdev_vma, child_does_not_get_the_mapping)
+static void fork_and_look(struct __test_metadata *_metadata, const char *mem)
 {
 	pid_t pid = fork();
 	int status;
 
 	ASSERT_LE(0, pid);
 	if (!pid)
-		_exit(access_signal(self->mem));
+		_exit(access_signal(mem));
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFEXITED(status));
 	EXPECT_EQ(SIGSEGV, WEXITSTATUS(status));
+}
+
+TEST_F(gntdev_vma, child_does_not_get_the_mapping)
+{
+	fork_and_look(_metadata, self->mem);
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+/* Not even if it is asked for: the hypervisor would refuse the child's PTEs. */
+TEST_F(gntdev_vma, dofork_is_refused)
+{
+	EXPECT_ERRNO(EINVAL, madvise(self->mem, SIZE, MADV_DOFORK));
+	EXPECT_ERRNO(EINVAL, madvise(at(5), PAGE_SIZE, MADV_DOFORK));
+	fork_and_look(_metadata, self->mem);
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+/* Only the hypervisor changes these PTEs, so their accessed bits stay. */
+TEST_F(gntdev_vma, clear_refs_leaves_the_mapping)
+{
+	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		SKIP(return, "no /proc/self/clear_refs");
+	EXPECT_EQ(1, write(fd, "1", 1));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	EXPECT_EQ(1, write(fd, "3", 1));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	close(fd);
 }
 
 /* The other process maps, this one looks and changes. */
