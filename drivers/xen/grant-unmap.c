@@ -717,6 +717,13 @@ static void queue_report(struct unmap_queue *q, unsigned long now)
 		print_survey(&survey, after_ms);
 }
 
+static bool pass_should_yield(void)
+{
+	KUNIT_STATIC_STUB_REDIRECT(pass_should_yield);
+
+	return need_resched();
+}
+
 /*
  * Try the pages of all requests that are due at the time @now, once each. There
  * is never more than one pass at a time.
@@ -745,7 +752,7 @@ static void queue_pass(struct unmap_queue *q, unsigned long now)
 	/* Only the pass takes requests off this list. */
 	list_for_each_entry(req, &q->in_pass, link) {
 		attempts += pass_gather(q, req);
-		if (need_resched()) {
+		if (pass_should_yield()) {
 			/* Keep no page frozen for long. */
 			pass_flush(q);
 			cond_resched();

@@ -48,6 +48,7 @@ struct test_request;
  * @fail_after: hypercalls fail as a whole after that many operations
  * @during: called once, in the next hypercall
  * @during_request: what @during may want to know
+ * @others_want_the_cpu: whenever a pass asks
  * @hypercalls: how many there were
  * @sizes: how many operations each of the first ones had
  * @operations: how many pages were unmapped
@@ -72,6 +73,7 @@ struct world {
 	unsigned int fail_after;
 	void (*during)(struct kunit *test);
 	struct test_request *during_request;
+	bool others_want_the_cpu;
 
 	unsigned int hypercalls;
 	unsigned int sizes[8];
@@ -234,6 +236,13 @@ static void model_schedule(struct unmap_queue *q, unsigned long delay)
 
 	w->scheduled++;
 	w->delay = delay;
+}
+
+static bool model_should_yield(void)
+{
+	struct world *w = kunit_get_current_test()->priv;
+
+	return w->others_want_the_cpu;
 }
 
 /* --- pages and requests */
@@ -494,6 +503,7 @@ static int world_init(struct kunit *test)
 	kunit_activate_static_stub(test, report_leak, model_report_leak);
 	kunit_activate_static_stub(test, queue_schedule, model_schedule);
 	kunit_activate_static_stub(test, print_survey, model_print_survey);
+	kunit_activate_static_stub(test, pass_should_yield, model_should_yield);
 	return 0;
 }
 
@@ -1401,6 +1411,33 @@ static void pages_of_many_requests_share_hypercalls(struct kunit *test)
 		expect_done(r[i], 1, 0);
 }
 
+static void pass_keeps_no_page_frozen_while_others_want_the_cpu(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *busy = request_new(test, 1);
+	struct test_request *small = request_new(test, 3);
+	struct test_request *large = request_new(test, 130);
+	unsigned long now = jiffies;
+
+	w->others_want_the_cpu = true;
+	hold(busy, 0);
+	defer_at(small, 0, 3, now);
+	defer_at(busy, 0, 1, now);
+	defer_at(large, 0, 130, now);
+	queue_pass(w->q, now + delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 3);
+	KUNIT_EXPECT_EQ(test, w->sizes[0], 3);
+	KUNIT_EXPECT_EQ(test, w->sizes[1], 128);
+	KUNIT_EXPECT_EQ(test, w->sizes[2], 2);
+	expect_done(small, 1, 0);
+	expect_waiting(busy, 0);
+	expect_done(large, 1, 0);
+
+	release(busy, 0);
+	pass_over_all(test);
+	expect_done(busy, 1, 0);
+}
+
 static void pages_of_one_request_may_take_many_hypercalls(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -1876,6 +1913,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(pass_takes_only_what_is_due),
 	KUNIT_CASE(clock_may_wrap),
 	KUNIT_CASE(pages_of_many_requests_share_hypercalls),
+	KUNIT_CASE(pass_keeps_no_page_frozen_while_others_want_the_cpu),
 	KUNIT_CASE(pages_of_one_request_may_take_many_hypercalls),
 	KUNIT_CASE(one_timer_however_many_requests),
 	KUNIT_CASE(timer_is_armed_at_once_for_what_is_overdue),
