@@ -16,6 +16,7 @@ TOOLS = [
     'usr/lib/xen-4.17/bin/xl', 'usr/lib/xen-4.17/bin/xenstored',
     'usr/lib/xen-4.17/bin/xenconsoled', 'usr/lib/xen-4.17/bin/xen-init-dom0',
     'usr/lib/xen-4.17/bin/libxl-save-helper', 'usr/lib/xen-4.17/bin/xen-diag',
+    'usr/lib/xen-4.17/bin/xentrace',
 ]
 STORE_CLIENTS = ['usr/bin/xenstore-' + name for name in
                  ('chmod', 'exists', 'list', 'ls', 'read', 'rm', 'watch', 'write')]

@@ -186,19 +186,16 @@ static void page_leaked(struct page *page, int status)
 }
 
 /*
- * Unmap the grants of pages that nobody can get hold of meanwhile. Afterwards
- * each operation's status is GNTST_okay or the error, also if the hypervisor
- * did not get to it, and the tag of each page is the truth.
+ * What the hypercall has unmapped loses its p2m entry and its tag, the rest is
+ * lost. Afterwards each operation's status is GNTST_okay or the error, and the
+ * tag of each page is the truth.
  *
  * Return: the number of pages that are still mapped.
  */
-static unsigned int unmap_pages(struct gnttab_unmap_grant_ref *ops,
-				struct page **pages, unsigned int count)
+static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
+				 struct page **pages, unsigned int count)
 {
 	unsigned int i, n, failed = 0;
-
-	if (unmap_hypercall(ops, count))
-		pr_err_ratelimited("hypercall to unmap %u grants failed\n", count);
 
 	for (i = 0; i < count; i += n) {
 		/* Usually there is one run, of all pages. */
@@ -228,6 +225,25 @@ static unsigned int unmap_pages(struct gnttab_unmap_grant_ref *ops,
 			ClearPageForeign(pages[j]);
 	}
 	return failed;
+}
+
+/* An operation that the hypervisor did not get to has the status of an error. */
+static void unmap_ops(struct gnttab_unmap_grant_ref *ops, unsigned int count)
+{
+	if (unmap_hypercall(ops, count))
+		pr_err_ratelimited("hypercall for %u mappings of grants failed\n", count);
+}
+
+/*
+ * Unmap the grants of pages that nobody can get hold of meanwhile.
+ *
+ * Return: the number of pages that are still mapped.
+ */
+static unsigned int unmap_pages(struct gnttab_unmap_grant_ref *ops,
+				struct page **pages, unsigned int count)
+{
+	unmap_ops(ops, count);
+	return settle_pages(ops, pages, count);
 }
 
 /**
@@ -309,8 +325,6 @@ static unsigned int unmap_idle(struct gnttab_unmap_request *req,
 	return count - busy;
 }
 
-/* --- the queue */
-
 /*
  * While a page waits, the status of its operation is positive: one more than
  * the number of seconds that the request had been pending then.
@@ -320,6 +334,56 @@ static bool page_waits(const struct gnttab_unmap_grant_ref *op)
 	/* Pairs with the release in mark_waiting(): the operation is complete. */
 	return smp_load_acquire(&op->status) > 0;
 }
+
+/**
+ * gnttab_unmap_refs_both - unmap grants that are mapped twice, if none is in use
+ * @req: a request. Right before its operations, in the same array, are as many
+ *       for the other mappings, those of a process.
+ * @count: how many pages the request has
+ *
+ * One hypercall unmaps all of both kinds. But nothing is unmapped if one of the
+ * pages is in use, waits, or lacks a mapping. Else all of them are settled when
+ * this returns, and @req->done() is not called. A page whose other mapping could
+ * not be unmapped has that error.
+ *
+ * The process's page table may still have the pages, but nobody may look them up
+ * there.
+ *
+ * Context: Any. Nobody else submits pages of @req meanwhile.
+ * Return: 0, -EIO if a page could not be unmapped, or -EBUSY if nothing was done.
+ */
+int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count)
+{
+	struct gnttab_unmap_grant_ref *user_ops = req->ops - count;
+	unsigned int frozen, failed;
+
+	for (frozen = 0; frozen < count; frozen++)
+		if (user_ops[frozen].handle == INVALID_GRANT_HANDLE ||
+		    req->ops[frozen].handle == INVALID_GRANT_HANDLE ||
+		    page_waits(&req->ops[frozen]) || !page_freeze(req, frozen))
+			break;
+	if (frozen < count) {
+		while (frozen--)
+			page_thaw(req, frozen);
+		return -EBUSY;
+	}
+
+	unmap_ops(user_ops, 2 * count);
+	/* The frame is still mapped if either mapping is. */
+	for (unsigned int i = 0; i < count; i++)
+		if (user_ops[i].status != GNTST_okay)
+			req->ops[i].status = user_ops[i].status;
+	failed = settle_pages(req->ops, req->pages, count);
+	for (unsigned int i = 0; i < count; i++) {
+		page_thaw(req, i);
+		user_ops[i].handle = INVALID_GRANT_HANDLE;
+		req->ops[i].handle = INVALID_GRANT_HANDLE;
+	}
+	return failed ? -EIO : 0;
+}
+EXPORT_SYMBOL_GPL(gnttab_unmap_refs_both);
+
+/* --- the queue */
 
 static void mark_waiting(struct gnttab_unmap_request *req, unsigned int i, unsigned long now)
 {

@@ -109,6 +109,7 @@ static inline bool gnttab_unmap_submitted(const struct gnttab_unmap_request *req
 
 bool gnttab_unmap_refs_async(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);
+int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count);
 void gnttab_unmap_refs_defer(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);
 

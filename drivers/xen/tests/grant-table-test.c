@@ -14,10 +14,12 @@
 /**
  * struct tag_world - what a test has
  * @pages: pages to map grants onto
- * @map: operations to map them
- * @kmap: operations for the kernel's half, where there is one
+ * @map: operations to map them, then those for the kernel's half, where there is one
+ * @kmap: the latter
  * @map_status: what the operations of @map end with
  * @kmap_status: what the operations of @kmap end with
+ * @retry_status: what the operations that are to be tried again end with
+ * @retries: how many there were
  * @p2m_fails: there is no memory for the p2m entry of the page
  * @map_ret: what the first hypercall returns
  * @p2m_ret: what setting up the p2m returns, of all pages
@@ -30,11 +32,13 @@
  */
 struct tag_world {
 	struct page *pages[TAG_PAGES];
-	struct gnttab_map_grant_ref map[TAG_PAGES];
-	struct gnttab_map_grant_ref kmap[TAG_PAGES];
+	struct gnttab_map_grant_ref map[2 * TAG_PAGES];
+	struct gnttab_map_grant_ref *kmap;
 
 	int map_status[TAG_PAGES];
 	int kmap_status[TAG_PAGES];
+	int retry_status;
+	unsigned int retries;
 	bool p2m_fails[TAG_PAGES];
 	int map_ret;
 	int p2m_ret;
@@ -68,13 +72,21 @@ static int model_map_hypercall(struct gnttab_map_grant_ref *ops, unsigned int co
 	if (w->map_ret)
 		return w->map_ret;
 	for (unsigned int i = 0; i < count; i++) {
-		ops[i].status = w->map_status[i];
+		ops[i].status = ops + i < w->kmap ? w->map_status[i] :
+						    w->kmap_status[ops + i - w->kmap];
 		ops[i].handle = ops[i].status == GNTST_okay ? i : INVALID_GRANT_HANDLE;
 	}
 	return 0;
 }
 
-/* On PV this is where the kernel's half is mapped. */
+static void model_retry(unsigned int cmd, void *gop, int16_t *status, const char *func)
+{
+	struct tag_world *w = kunit_get_current_test()->priv;
+
+	w->retries++;
+	*status = w->retry_status;
+}
+
 static int model_map_p2m(struct gnttab_map_grant_ref *map_ops,
 			 struct gnttab_map_grant_ref *kmap_ops,
 			 struct page **pages, unsigned int count)
@@ -85,8 +97,6 @@ static int model_map_p2m(struct gnttab_map_grant_ref *map_ops,
 	if (w->p2m_ret)
 		return w->p2m_ret;
 	for (unsigned int i = 0; i < count; i++) {
-		if (kmap_ops)
-			kmap_ops[i].status = w->kmap_status[i];
 		if (map_ops[i].status != GNTST_okay ||
 		    (kmap_ops && kmap_ops[i].status != GNTST_okay))
 			continue;
@@ -119,6 +129,7 @@ static int tag_world_init(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, w);
 	test->priv = w;
+	w->kmap = w->map + TAG_PAGES;
 	for (unsigned int i = 0; i < TAG_PAGES; i++) {
 		w->pages[i] = alloc_page(GFP_KERNEL);
 		KUNIT_ASSERT_NOT_NULL(test, w->pages[i]);
@@ -128,6 +139,7 @@ static int tag_world_init(struct kunit *test)
 		gnttab_set_map_op(&w->kmap[i], 0, GNTMAP_host_map, tag_gref(i), tag_domid(i));
 	}
 	kunit_activate_static_stub(test, map_hypercall, model_map_hypercall);
+	kunit_activate_static_stub(test, gnttab_retry_eagain_gop, model_retry);
 	kunit_activate_static_stub(test, map_p2m, model_map_p2m);
 	kunit_activate_static_stub(test, free_unpopulated, model_free);
 	return 0;
@@ -197,6 +209,46 @@ static void pages_mapped_in_both_halves_are_tagged(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), 0);
 	for (unsigned int i = 0; i < TAG_PAGES; i++)
 		expect_tag(test, i);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 1);
+}
+
+static void halves_that_are_not_one_array_are_refused(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES - 1),
+			-EINVAL);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_no_tag(test, i);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
+}
+
+static void either_half_is_tried_again(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->map_status[1] = GNTST_eagain;
+	w->kmap_status[0] = GNTST_eagain;
+	w->kmap_status[1] = GNTST_eagain;
+	w->retry_status = GNTST_okay;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), 0);
+	KUNIT_EXPECT_EQ(test, w->retries, 3);
+	for (unsigned int i = 0; i < TAG_PAGES; i++)
+		expect_tag(test, i);
+}
+
+static void half_that_is_tried_in_vain_leaves_no_tag(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+
+	w->kmap_status[2] = GNTST_eagain;
+	w->retry_status = GNTST_bad_page;
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, w->kmap, w->pages, TAG_PAGES), 0);
+	KUNIT_EXPECT_EQ(test, w->retries, 1);
+	expect_tag(test, 1);
+	expect_no_tag(test, 2);
+	expect_tag(test, 3);
+	KUNIT_EXPECT_EQ(test, w->kmap[2].status, GNTST_bad_page);
 }
 
 static void page_whose_grant_cannot_be_mapped_is_not_tagged(struct kunit *test)
@@ -253,7 +305,7 @@ static void no_page_is_tagged_when_the_hypercall_fails(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, w->p2m_calls, 0);
 }
 
-static void no_page_is_tagged_when_the_hypercall_of_the_kernel_half_fails(struct kunit *test)
+static void no_page_is_tagged_when_the_p2m_cannot_be_set_up(struct kunit *test)
 {
 	struct tag_world *w = test->priv;
 
@@ -359,11 +411,14 @@ static void foreign_page_is_not_put_into_the_cache(struct kunit *test)
 static struct kunit_case grant_table_cases[] = {
 	KUNIT_CASE(mapped_pages_are_tagged),
 	KUNIT_CASE(pages_mapped_in_both_halves_are_tagged),
+	KUNIT_CASE(halves_that_are_not_one_array_are_refused),
+	KUNIT_CASE(either_half_is_tried_again),
+	KUNIT_CASE(half_that_is_tried_in_vain_leaves_no_tag),
 	KUNIT_CASE(page_whose_grant_cannot_be_mapped_is_not_tagged),
 	KUNIT_CASE(page_whose_kernel_half_cannot_be_mapped_is_not_tagged),
 	KUNIT_CASE(page_without_a_p2m_entry_is_not_tagged),
 	KUNIT_CASE(no_page_is_tagged_when_the_hypercall_fails),
-	KUNIT_CASE(no_page_is_tagged_when_the_hypercall_of_the_kernel_half_fails),
+	KUNIT_CASE(no_page_is_tagged_when_the_p2m_cannot_be_set_up),
 	KUNIT_CASE(private_data_outlasts_the_tag),
 	KUNIT_CASE(private_data_is_dropped_once),
 	KUNIT_CASE(foreign_page_is_not_freed),

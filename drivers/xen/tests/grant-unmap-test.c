@@ -16,6 +16,7 @@
 #define WORLD_PAGES (UNMAP_MARK + 88)
 /* Handles and grants are no indices, and are not mixed up with each other. */
 #define FIRST_HANDLE 1000
+#define FIRST_USER_HANDLE 500000
 #define FIRST_GREF 0xfedc0000
 /* No hypercall fails as a whole. */
 #define NEVER UINT_MAX
@@ -29,9 +30,9 @@ struct test_page {
 	unsigned int idle, holds;
 	u64 host_addr;
 	/* The books of the hypervisor and of the p2m. */
-	bool mapped, p2m;
+	bool mapped, user_mapped, p2m;
 	/* What is to go wrong. */
-	bool refuse, p2m_mismatch;
+	bool refuse, refuse_user, p2m_mismatch;
 	/* Whether it was tagged when it was mapped, and whether it is lost. */
 	bool tagged, leaked;
 };
@@ -109,10 +110,18 @@ static grant_ref_t page_gref(unsigned int index)
 	return FIRST_GREF + index;
 }
 
+/* The machine address of a process's PTE. */
+static u64 user_addr(unsigned int index)
+{
+	return 0x10000 + index * sizeof(pte_t);
+}
+
 /* --- the model of the hypervisor and of the p2m */
 
 static void model_lose(struct world *w, struct test_page *p)
 {
+	if (p->leaked)
+		return;
 	p->leaked = true;
 	w->leaked++;
 }
@@ -122,8 +131,25 @@ static struct test_page *model_page(struct kunit *test, const struct gnttab_unma
 	struct world *w = test->priv;
 	unsigned int index = op->handle - FIRST_HANDLE;
 
+	if (op->handle >= FIRST_USER_HANDLE)
+		index = op->handle - FIRST_USER_HANDLE;
 	KUNIT_EXPECT_LT_MSG(test, index, w->used, "handle %u was never given out", op->handle);
 	return index < w->used ? &w->pages[index] : NULL;
+}
+
+static int model_unmap_user(struct kunit *test, struct test_page *p,
+			    const struct gnttab_unmap_grant_ref *op)
+{
+	KUNIT_EXPECT_TRUE_MSG(test, p->user_mapped, "handle %u is unmapped twice", op->handle);
+	KUNIT_EXPECT_EQ(test, op->host_addr, user_addr(op->handle - FIRST_USER_HANDLE));
+	if (!p->user_mapped)
+		return GNTST_bad_handle;
+	if (p->refuse_user) {
+		model_lose(test->priv, p);
+		return GNTST_permission_denied;
+	}
+	p->user_mapped = false;
+	return GNTST_okay;
 }
 
 static int model_unmap(struct kunit *test, const struct gnttab_unmap_grant_ref *op)
@@ -136,9 +162,11 @@ static int model_unmap(struct kunit *test, const struct gnttab_unmap_grant_ref *
 		return GNTST_bad_handle;
 
 	index = p - w->pages;
-	KUNIT_EXPECT_TRUE_MSG(test, p->mapped, "page %u is unmapped twice", index);
 	KUNIT_EXPECT_EQ_MSG(test, page_count(p->page), 0, "page %u is not frozen", index);
 	KUNIT_EXPECT_EQ_MSG(test, p->holds, 0, "page %u is in use", index);
+	if (op->handle >= FIRST_USER_HANDLE)
+		return model_unmap_user(test, p, op);
+	KUNIT_EXPECT_TRUE_MSG(test, p->mapped, "page %u is unmapped twice", index);
 	KUNIT_EXPECT_EQ(test, op->host_addr, p->host_addr);
 	if (!p->mapped)
 		return GNTST_bad_handle;
@@ -193,7 +221,8 @@ static int model_p2m(struct gnttab_unmap_grant_ref *ops, struct page **pages,
 		if (!p)
 			continue;
 		KUNIT_EXPECT_PTR_EQ(test, p->page, pages[i]);
-		KUNIT_EXPECT_FALSE_MSG(test, p->mapped, "the p2m entry goes before the mapping");
+		KUNIT_EXPECT_FALSE_MSG(test, p->mapped || p->user_mapped,
+				       "the p2m entry goes before the mapping");
 		KUNIT_EXPECT_TRUE_MSG(test, p->p2m, "there is no p2m entry");
 		if (p->p2m_mismatch)
 			ret = -EINVAL;
@@ -273,6 +302,22 @@ static void page_map(struct test_request *r, unsigned int i)
 	page_tag(w, r->first + i);
 }
 
+static struct test_page *page_of(struct test_request *r, unsigned int i)
+{
+	struct world *w = r->test->priv;
+
+	return &w->pages[r->first + i];
+}
+
+/* Map it for a process, too. */
+static void page_map_user(struct test_request *r, unsigned int i)
+{
+	gnttab_set_unmap_op(&r->req.ops[i] - r->count, user_addr(r->first + i),
+			    GNTMAP_host_map | GNTMAP_contains_pte,
+			    FIRST_USER_HANDLE + r->first + i);
+	page_of(r, i)->user_mapped = true;
+}
+
 /* As if a part of the mapping had failed: there is a handle, but no tag. */
 static void page_untag(struct test_request *r, unsigned int i)
 {
@@ -282,13 +327,6 @@ static void page_untag(struct test_request *r, unsigned int i)
 	ClearPageForeign(p->page);
 	p->tagged = false;
 	p->p2m = false;
-}
-
-static struct test_page *page_of(struct test_request *r, unsigned int i)
-{
-	struct world *w = r->test->priv;
-
-	return &w->pages[r->first + i];
 }
 
 static void hold(struct test_request *r, unsigned int i)
@@ -355,8 +393,11 @@ static struct test_request *request_new(struct kunit *test, unsigned int count)
 	r->test = test;
 	r->first = w->used;
 	r->count = count;
-	r->req.ops = kunit_kcalloc(test, count, sizeof(*r->req.ops), GFP_KERNEL);
+	r->req.ops = kunit_kcalloc(test, 2 * count, sizeof(*r->req.ops), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, r->req.ops);
+	/* The first half is for what page_map_user() maps. */
+	for (unsigned int i = 0; i < count; i++)
+		(r->req.ops++)->handle = INVALID_GRANT_HANDLE;
 	r->req.pages = kunit_kcalloc(test, count, sizeof(*r->req.pages), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, r->req.pages);
 	r->req.owner = w->owner;
@@ -366,6 +407,16 @@ static struct test_request *request_new(struct kunit *test, unsigned int count)
 		r->req.pages[i] = world_page(test, r->first + i);
 		page_map(r, i);
 	}
+	return r;
+}
+
+/* The same, with all pages mapped for a process, too. */
+static struct test_request *request_new_both(struct kunit *test, unsigned int count)
+{
+	struct test_request *r = request_new(test, count);
+
+	for (unsigned int i = 0; i < count; i++)
+		page_map_user(r, i);
 	return r;
 }
 
@@ -422,6 +473,48 @@ static void expect_unmapped(struct test_request *r, unsigned int i)
 	KUNIT_EXPECT_EQ_MSG(r->test, r->req.ops[i].status, GNTST_okay, "page %u", i);
 }
 
+/* The tag of a page says what the books say, and so do its references. */
+static void expect_books(struct kunit *test, unsigned int index)
+{
+	struct world *w = test->priv;
+	struct test_page *p = &w->pages[index];
+	struct xen_page_foreign *foreign = xen_page_foreign(p->page);
+
+	KUNIT_EXPECT_EQ_MSG(test, page_count(p->page), p->idle + p->holds, "page %u", index);
+	KUNIT_EXPECT_TRUE_MSG(test, PagePrivate(p->page), "page %u", index);
+	KUNIT_EXPECT_EQ_MSG(test, !!foreign, p->leaked || (p->mapped && p->tagged),
+			    "page %u", index);
+	if (!foreign)
+		return;
+	KUNIT_EXPECT_EQ_MSG(test, foreign->domid, p->tagged ? page_domid(index) : DOMID_INVALID,
+			    "page %u", index);
+	KUNIT_EXPECT_EQ_MSG(test, foreign->gref, p->tagged ? page_gref(index) : INVALID_GRANT_REF,
+			    "page %u", index);
+}
+
+static void expect_both_unmapped(struct test_request *r, unsigned int i)
+{
+	struct gnttab_unmap_grant_ref *user_op = &r->req.ops[i] - r->count;
+
+	expect_unmapped(r, i);
+	KUNIT_EXPECT_FALSE_MSG(r->test, page_of(r, i)->user_mapped, "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(r->test, user_op->handle, INVALID_GRANT_HANDLE, "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(r->test, user_op->status, GNTST_okay, "page %u", i);
+}
+
+/* Not even tried: neither the hypervisor nor the queue have heard of it. */
+static void expect_both_mapped(struct test_request *r, unsigned int i)
+{
+	struct gnttab_unmap_grant_ref *user_op = &r->req.ops[i] - r->count;
+
+	KUNIT_EXPECT_TRUE_MSG(r->test, page_of(r, i)->mapped, "page %u", i);
+	KUNIT_EXPECT_TRUE_MSG(r->test, page_of(r, i)->user_mapped, "page %u", i);
+	KUNIT_EXPECT_FALSE_MSG(r->test, gnttab_unmap_submitted(&r->req, i), "page %u", i);
+	KUNIT_EXPECT_EQ_MSG(r->test, user_op->handle, FIRST_USER_HANDLE + r->first + i,
+			    "page %u", i);
+	expect_books(r->test, r->first + i);
+}
+
 static void expect_waiting(struct test_request *r, unsigned int i)
 {
 	struct test_page *p = page_of(r, i);
@@ -446,25 +539,6 @@ static void expect_done(struct test_request *r, unsigned int done, unsigned int 
 {
 	KUNIT_EXPECT_EQ(r->test, r->done, done);
 	KUNIT_EXPECT_EQ(r->test, r->failed, failed);
-}
-
-/* The tag of a page says what the books say, and so do its references. */
-static void expect_books(struct kunit *test, unsigned int index)
-{
-	struct world *w = test->priv;
-	struct test_page *p = &w->pages[index];
-	struct xen_page_foreign *foreign = xen_page_foreign(p->page);
-
-	KUNIT_EXPECT_EQ_MSG(test, page_count(p->page), p->idle + p->holds, "page %u", index);
-	KUNIT_EXPECT_TRUE_MSG(test, PagePrivate(p->page), "page %u", index);
-	KUNIT_EXPECT_EQ_MSG(test, !!foreign, p->leaked || (p->mapped && p->tagged),
-			    "page %u", index);
-	if (!foreign)
-		return;
-	KUNIT_EXPECT_EQ_MSG(test, foreign->domid, p->tagged ? page_domid(index) : DOMID_INVALID,
-			    "page %u", index);
-	KUNIT_EXPECT_EQ_MSG(test, foreign->gref, p->tagged ? page_gref(index) : INVALID_GRANT_REF,
-			    "page %u", index);
 }
 
 /* Nothing is left in the queue, and nothing of it anywhere else. */
@@ -722,6 +796,136 @@ static void page_is_frozen_during_the_hypercall(struct kunit *test)
 	pass_over_all(test);
 	KUNIT_EXPECT_NULL(test, w->during);
 	expect_unmapped(r, 0);
+}
+
+/* --- pages that a process has mapped, too */
+
+static void both_mappings_of_idle_pages_go_in_one_hypercall(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 5);
+
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), 0);
+	for (unsigned int i = 0; i < r->count; i++)
+		expect_both_unmapped(r, i);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 1);
+	KUNIT_EXPECT_EQ(test, w->sizes[0], 10);
+	/* It returns when all is done. */
+	expect_done(r, 0, 0);
+}
+
+static void both_mappings_stay_where_one_page_is_busy(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 4);
+
+	/* The first one, one in between, the last one. */
+	for (unsigned int busy = 0; busy < r->count; busy++) {
+		hold(r, busy);
+		KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EBUSY);
+		for (unsigned int i = 0; i < r->count; i++)
+			expect_both_mapped(r, i);
+		release(r, busy);
+	}
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
+
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), 0);
+	for (unsigned int i = 0; i < r->count; i++)
+		expect_both_unmapped(r, i);
+}
+
+static void both_mappings_stay_where_one_was_never_made(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *no_user = request_new(test, 1);
+	struct test_request *no_kernel = request_new_both(test, 2);
+
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_user->req, 1), -EBUSY);
+	expect_books(test, no_user->first);
+
+	no_kernel->req.ops[1].handle = INVALID_GRANT_HANDLE;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_kernel->req, 2), -EBUSY);
+	expect_both_mapped(no_kernel, 0);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
+
+	submit_all(no_user);
+	expect_unmapped(no_user, 0);
+	no_kernel->req.ops[1].handle = FIRST_HANDLE + no_kernel->first + 1;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_kernel->req, 2), 0);
+}
+
+static void both_mappings_stay_where_a_page_waits(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 2);
+
+	hold(r, 1);
+	submit(r, 1, 1);
+	release(r, 1);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, 2), -EBUSY);
+	expect_both_mapped(r, 0);
+	expect_waiting(r, 1);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
+
+	/* As the owner does it: the process's mapping first. */
+	page_of(r, 1)->user_mapped = false;
+	pass_over_all(test);
+	expect_unmapped(r, 1);
+	expect_done(r, 1, 0);
+}
+
+static void page_that_stays_mapped_for_a_process_keeps_its_tag(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 3);
+
+	page_of(r, 1)->refuse_user = true;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	expect_both_unmapped(r, 0);
+	expect_leaked(r, 1, GNTST_permission_denied);
+	KUNIT_EXPECT_TRUE(test, page_of(r, 1)->p2m);
+	KUNIT_EXPECT_EQ(test, (&r->req.ops[1] - r->count)->status, GNTST_permission_denied);
+	expect_both_unmapped(r, 2);
+	KUNIT_EXPECT_EQ(test, w->leaked, 1);
+}
+
+static void page_that_stays_mapped_for_the_kernel_keeps_its_tag(struct kunit *test)
+{
+	struct test_request *r = request_new_both(test, 3);
+
+	page_of(r, 0)->refuse = true;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	expect_leaked(r, 0, GNTST_bad_virt_addr);
+	KUNIT_EXPECT_EQ(test, (&r->req.ops[0] - r->count)->status, GNTST_okay);
+	expect_both_unmapped(r, 1);
+	expect_both_unmapped(r, 2);
+}
+
+static void page_is_lost_once_if_neither_mapping_goes(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 2);
+
+	page_of(r, 1)->refuse_user = true;
+	page_of(r, 1)->refuse = true;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	expect_both_unmapped(r, 0);
+	expect_leaked(r, 1, GNTST_permission_denied);
+	KUNIT_EXPECT_EQ(test, w->leaks_reported, 1);
+}
+
+static void hypercall_for_both_that_fails_halfway_loses_the_rest(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 4);
+
+	/* All of the process's, and two of the kernel's. */
+	w->fail_after = 6;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	expect_both_unmapped(r, 0);
+	expect_both_unmapped(r, 1);
+	expect_leaked(r, 2, GNTST_general_error);
+	expect_leaked(r, 3, GNTST_general_error);
 }
 
 /* --- references that the owner itself has */
@@ -1882,6 +2086,14 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(page_counts_as_submitted_until_it_is_mapped_again),
 	KUNIT_CASE(large_request_is_unmapped_in_full),
 	KUNIT_CASE(page_is_frozen_during_the_hypercall),
+	KUNIT_CASE(both_mappings_of_idle_pages_go_in_one_hypercall),
+	KUNIT_CASE(both_mappings_stay_where_one_page_is_busy),
+	KUNIT_CASE(both_mappings_stay_where_one_was_never_made),
+	KUNIT_CASE(both_mappings_stay_where_a_page_waits),
+	KUNIT_CASE(page_that_stays_mapped_for_a_process_keeps_its_tag),
+	KUNIT_CASE(page_that_stays_mapped_for_the_kernel_keeps_its_tag),
+	KUNIT_CASE(page_is_lost_once_if_neither_mapping_goes),
+	KUNIT_CASE(hypercall_for_both_that_fails_halfway_loses_the_rest),
 	KUNIT_CASE(page_with_noted_references_is_idle_when_it_has_those),
 	KUNIT_CASE(page_with_less_than_the_noted_references_waits),
 	KUNIT_CASE(tail_page_is_idle_without_references),

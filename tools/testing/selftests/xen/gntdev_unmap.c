@@ -833,6 +833,48 @@ TEST_F(listed, as_long_as_they_are_held)
 		EXPECT_FALSE(mapped(i));
 }
 
+/* What a page is, by /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst) */
+
+#define KPF(bit)	(1ULL << (bit))
+#define KPF_LRU		KPF(5)
+#define KPF_PGTABLE	KPF(26)
+#define KPF_PRIVATE	KPF(35)		/* Grants may be mapped onto it. */
+#define KPF_FOREIGN	KPF(37)		/* owner_private */
+
+/* Only those of the above; none of them if it cannot be read */
+static __u64 page_flags(unsigned long pfn)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	__u64 flags = 0;
+
+	if (pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) != sizeof(flags))
+		flags = 0;
+	close(fd);
+	return flags & (KPF_LRU | KPF_PGTABLE | KPF_PRIVATE | KPF_FOREIGN);
+}
+
+TEST_F(listed, as_foreign_pages_until_they_are_unmapped)
+{
+	struct pending *p = &self->pending;
+	const struct waiting *w;
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 1, RW);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_TRUE(holder_hold(&self->holder, mem, 1));
+	ASSERT_EQ(0, munmap(mem, PAGE_SIZE));
+	ASSERT_TRUE(pending_read(p));
+	w = pending_find(p, getpid(), self->ref[0]);
+	ASSERT_NE(NULL, w);
+	if (access("/proc/kpageflags", R_OK))
+		SKIP(return, "no /proc/kpageflags");
+	EXPECT_EQ(KPF_PRIVATE | KPF_FOREIGN, page_flags(w->pfn));
+
+	ASSERT_TRUE(holder_release(&self->holder));
+	EXPECT_TRUE(wait_for(pending_count() == 0));
+	EXPECT_EQ(KPF_PRIVATE, page_flags(w->pfn));
+}
+
 /* The queue, as it can be watched */
 
 #define REPORT_AFTER	"/sys/module/grant_unmap/parameters/report_after"
@@ -911,6 +953,82 @@ TEST_F(queue, pages_of_two_maps_are_listed)
 	EXPECT_TRUE(page_holds(self->copy, 7));
 	EXPECT_TRUE(wait_for(pending_count() == 0));
 	EXPECT_FALSE(mapped(7));
+}
+
+/*
+ * Three grants of one frame: each mapping has a page of its own, for direct I/O and
+ * for who holds it, and they are let go of in any order. Not before an entry is
+ * mapped does Xen look at it.
+ */
+TEST_F(queue, frame_granted_three_times_has_three_pages)
+{
+	static const unsigned int order[][3] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
+		{ 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
+	};
+	struct grant_entry *entry = self->env.table.entry;
+	struct pending *p = &self->pending;
+	unsigned int i, j, k;
+	int pipes[3][2];
+	struct disk disk;
+
+	if (access("/dev/loop-control", R_OK | W_OK))
+		SKIP(return, "no access to /dev/loop-control");
+	ASSERT_EQ(0, disk_open(&disk));
+	for (j = 0; j < 3; j++)
+		ASSERT_EQ(0, pipe(pipes[j]));
+	for (i = 0; i < ARRAY_SIZE(order); i++) {
+		unsigned long pfn[3];
+		__u32 frame[3];
+		char *mem[3];
+
+		fill_page(granted(0), 70 + i);
+		for (j = 0; j < 3; j++) {
+			frame[j] = entry[self->ref[j]].frame;
+			entry[self->ref[j]].frame = frame[0];
+			mem[j] = gntdev_map(self->env.gntdev, self->ref + j, 1, RW);
+			entry[self->ref[j]].frame = frame[j];
+			ASSERT_NE(MAP_FAILED, mem[j]);
+		}
+		for (j = 0; j < 3; j++) {
+			memset(self->copy, 0, PAGE_SIZE);
+			ASSERT_EQ(PAGE_SIZE, pwrite(disk.memfd, self->copy, PAGE_SIZE, 0));
+			ASSERT_EQ(PAGE_SIZE, plain_rw(disk.fd, true, mem[j], PAGE_SIZE));
+			ASSERT_EQ(PAGE_SIZE, pread(disk.memfd, self->copy, PAGE_SIZE, 0));
+			EXPECT_TRUE(page_holds(self->copy, 70 + i));
+		}
+
+		for (j = 0; j < 3; j++)
+			ASSERT_TRUE(hold(pipes[j], mem[j], 1));
+		for (j = 0; j < 3; j++)
+			ASSERT_EQ(0, munmap(mem[j], PAGE_SIZE));
+		ASSERT_TRUE(pending_read(p));
+		EXPECT_EQ(3, p->count);
+		for (j = 0; j < 3; j++) {
+			const struct waiting *w = pending_find(p, getpid(), self->ref[j]);
+
+			ASSERT_NE(NULL, w);
+			EXPECT_EQ(2, w->references);
+			pfn[j] = w->pfn;
+		}
+		EXPECT_NE(pfn[0], pfn[1]);
+		EXPECT_NE(pfn[1], pfn[2]);
+		EXPECT_NE(pfn[2], pfn[0]);
+
+		for (k = 0; k < 3; k++) {
+			ASSERT_TRUE(drain(pipes[order[i][k]], self->copy));
+			EXPECT_TRUE(page_holds(self->copy, 70 + i));
+			EXPECT_TRUE(wait_for(!mapped(order[i][k])));
+			for (j = k + 1; j < 3; j++)
+				EXPECT_TRUE(mapped(order[i][j]));
+		}
+		EXPECT_TRUE(wait_for(pending_count() == 0));
+	}
+	for (j = 0; j < 3; j++) {
+		close(pipes[j][0]);
+		close(pipes[j][1]);
+	}
+	disk_close(&disk);
 }
 
 TEST_F(queue, pages_of_two_processes_are_listed)
@@ -1242,6 +1360,7 @@ struct place {
 struct race {
 	pthread_t thread;
 	struct place place[2];
+	unsigned int pages;	/* of a mapping */
 	unsigned int turn;	/* 0: to end */
 	unsigned int seen;
 	unsigned int raced;	/* calls that a drop put an end to */
@@ -1303,11 +1422,13 @@ static bool race_map(struct race *r, int gntdev, const grant_ref_t *ref)
 	place->next = 0;
 	for (i = 0; i < MAX_GRANTS; i++)
 		shifted[i] = ref[(place->first + i) % MAX_GRANTS];
-	index = gntdev_add(gntdev, DOM0, shifted, MAX_GRANTS);
-	if (mmap(place->mem, MAX_GRANTS * PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED,
-		 gntdev, index) == MAP_FAILED ||
-	    gntdev_remove(gntdev, index, MAX_GRANTS))
-		return false;
+	for (i = 0; i < MAX_GRANTS; i += r->pages) {
+		index = gntdev_add(gntdev, DOM0, shifted + i, r->pages);
+		if (mmap(page(place->mem, i), r->pages * PAGE_SIZE, RW,
+			 MAP_SHARED | MAP_FIXED, gntdev, index) == MAP_FAILED ||
+		    gntdev_remove(gntdev, index, r->pages))
+			return false;
+	}
 	__atomic_store_n(&r->turn, turn, __ATOMIC_RELEASE);
 	return true;
 }
@@ -1364,13 +1485,14 @@ FIXTURE_TEARDOWN(race)
 }
 
 static void run_race(struct __test_metadata *_metadata, struct race *r,
-		     const struct xen_env *env, bool unmap)
+		     const struct xen_env *env, unsigned int pages, bool unmap)
 {
 	unsigned long i, rounds = number_from_env("XEN_SELFTEST_ROUNDS",
 						  NR_ROUNDS);
 	const grant_ref_t *ref = env->grants.ref;
 	__u64 begin = now_ms();
 
+	r->pages = pages;
 	ASSERT_TRUE(race_map(r, env->gntdev, ref));
 	ASSERT_EQ(0, pthread_create(&r->thread, NULL, race_reader, r));
 	for (i = MAX_GRANTS; i < rounds; i += MAX_GRANTS) {
@@ -1391,12 +1513,18 @@ static void run_race(struct __test_metadata *_metadata, struct race *r,
 
 TEST_F_TIMEOUT(race, gup_races_with_madvise, RACE_S)
 {
-	run_race(_metadata, &self->race, &self->env, false);
+	run_race(_metadata, &self->race, &self->env, MAX_GRANTS, false);
 }
 
 TEST_F_TIMEOUT(race, gup_races_with_munmap, RACE_S)
 {
-	run_race(_metadata, &self->race, &self->env, true);
+	run_race(_metadata, &self->race, &self->env, MAX_GRANTS, true);
+}
+
+/* Idle pages of these are unmapped by one hypercall, with the user's PTEs. */
+TEST_F_TIMEOUT(race, gup_races_with_munmap_of_whole_mappings, RACE_S)
+{
+	run_race(_metadata, &self->race, &self->env, 1, true);
 }
 
 /* No memory */

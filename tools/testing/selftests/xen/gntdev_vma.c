@@ -6,6 +6,7 @@
  */
 #include <signal.h>
 #include <setjmp.h>
+#include <stdint.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
@@ -192,6 +193,96 @@ TEST_F(gntdev_vma, parts_of_a_split_mapping_have_their_pages)
 		ASSERT_TRUE(drain(self->pipe, self->copy));
 		EXPECT_TRUE(page_holds(self->copy, i));
 	}
+}
+
+/* What is looked up: many pages at once */
+
+#define PMD_SIZE	(512 * PAGE_SIZE)
+
+/* Copies from @mem: how many bytes could be read, all of them right */
+static ssize_t look_up(char *mem, unsigned int first, unsigned int count)
+{
+	static char copy[MAX_GRANTS * PAGE_SIZE];
+	struct iovec local = { copy, count * PAGE_SIZE };
+	struct iovec remote = { page(mem, first), count * PAGE_SIZE };
+	ssize_t len = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	unsigned int i;
+
+	for (i = 0; len > 0 && i < len / PAGE_SIZE; i++)
+		if (!page_holds(page(copy, i), first + i))
+			return -2;
+	return len;
+}
+
+TEST_F(gntdev_vma, look_up_ends_where_a_page_is_gone)
+{
+	EXPECT_EQ(SIZE, look_up(self->mem, 0, MAX_GRANTS));
+	ASSERT_EQ(0, madvise(at(5), PAGE_SIZE, MADV_DONTNEED));
+	EXPECT_EQ(5 * PAGE_SIZE, look_up(self->mem, 0, MAX_GRANTS));
+	EXPECT_ERRNO(EFAULT, look_up(self->mem, 5, 1));
+	EXPECT_EQ(58 * PAGE_SIZE, look_up(self->mem, 6, 58));
+
+	ASSERT_EQ(0, munmap(at(20), PAGE_SIZE));
+	EXPECT_EQ(14 * PAGE_SIZE, look_up(self->mem, 6, 58));
+	EXPECT_EQ(43 * PAGE_SIZE, look_up(self->mem, 21, 43));
+}
+
+TEST_F(gntdev_vma, look_up_goes_on_behind_the_mapping)
+{
+	unsigned int i;
+	char *mem;
+
+	/* Anonymous memory, two mappings of grants, anonymous memory */
+	mem = mmap(NULL, 40 * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < 40; i++)
+		fill_page(page(mem, i), i);
+	for (i = 10; i < 30; i += 10) {
+		__s64 index = gntdev_add(self->env.gntdev, DOM0, self->ref + i, 10);
+
+		ASSERT_LE(0, index);
+		ASSERT_EQ(page(mem, i), mmap(page(mem, i), 10 * PAGE_SIZE, RW,
+					     MAP_SHARED | MAP_FIXED,
+					     self->env.gntdev, index));
+	}
+	EXPECT_EQ(40 * PAGE_SIZE, look_up(mem, 0, 40));
+	EXPECT_EQ(20 * PAGE_SIZE, look_up(mem, 15, 20));
+	ASSERT_EQ(0, munmap(mem, 40 * PAGE_SIZE));
+}
+
+TEST_F(gntdev_vma, look_up_goes_on_in_the_next_page_table)
+{
+	char *area, *mem;
+	__s64 index;
+
+	area = mmap(NULL, 2 * PMD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, area);
+	mem = (char *)(((uintptr_t)area + PMD_SIZE) & ~(PMD_SIZE - 1)) - 7 * PAGE_SIZE;
+	if (mem < area)
+		mem += PMD_SIZE;
+	index = gntdev_add(self->env.gntdev, DOM0, self->ref, 16);
+	ASSERT_LE(0, index);
+	ASSERT_EQ(mem, mmap(mem, 16 * PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED,
+			    self->env.gntdev, index));
+	EXPECT_TRUE(pages_shared(&self->env, mem, 0, 16));
+	EXPECT_EQ(16 * PAGE_SIZE, look_up(mem, 0, 16));
+	ASSERT_EQ(0, munmap(area, 2 * PMD_SIZE));
+}
+
+TEST_F(gntdev_vma, look_up_to_write_needs_a_writable_mapping)
+{
+	struct iovec local = { self->copy, PAGE_SIZE }, remote = { NULL, PAGE_SIZE };
+	char *mem;
+
+	mem = gntdev_map(self->env.gntdev, self->ref, 2, PROT_READ);
+	ASSERT_NE(MAP_FAILED, mem);
+	remote.iov_base = mem;
+	EXPECT_EQ(PAGE_SIZE, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_TRUE(page_holds(self->copy, 0));
+	memset(self->copy, 0, PAGE_SIZE);
+	EXPECT_ERRNO(EFAULT, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
+	EXPECT_TRUE(page_holds(granted(0), 0));
+	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 }
 
 TEST_F(gntdev_vma, dontneed_unmaps_and_the_rest_stays)
