@@ -15,9 +15,9 @@
  *				does to the others what must not hurt
  */
 #define _GNU_SOURCE
+#include <err.h>
 #include <limits.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <net/if.h>
@@ -29,19 +29,6 @@
 
 #define RW	(PROT_READ | PROT_WRITE)
 #define HELD	16
-
-__attribute__((noreturn, format(printf, 1, 2)))
-static void die(const char *format, ...)
-{
-	const char *error = strerror(errno);
-	va_list args;
-
-	va_start(args, format);
-	fprintf(stderr, "backend: ");
-	vfprintf(stderr, format, args);
-	fprintf(stderr, " (errno: %s)\n", error);
-	exit(1);
-}
 
 /* The network */
 
@@ -73,10 +60,10 @@ static int netlink(struct qdisc_request *req)
 	int sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
 
 	if (sock < 0)
-		die("netlink");
+		err(1, "netlink");
 	if (send(sock, req, req->head.nlmsg_len, 0) < 0 ||
 	    recv(sock, &answer, sizeof(answer), 0) < (ssize_t)NLMSG_LENGTH(sizeof(int)))
-		die("netlink");
+		err(1, "netlink");
 	close(sock);
 	return answer.error.error;
 }
@@ -97,10 +84,10 @@ static int packets_echo(const char *device, unsigned int ms)
 	struct tc_netem_qopt opt = { .limit = 10000, .gap = 2, .duplicate = ~0 };
 	__s64 delay = ms * 1000000LL;
 	struct rtattr *options;
-	int err;
+	int error;
 
 	if (!req.tc.tcm_ifindex)
-		die("no network device %s", device);
+		err(1, "no network device %s", device);
 	if (ms) {
 		add_attr(&req, TCA_KIND, "netem", sizeof("netem"));
 		options = add_attr(&req, TCA_OPTIONS, &opt, sizeof(opt));
@@ -110,10 +97,10 @@ static int packets_echo(const char *device, unsigned int ms)
 		req.head.nlmsg_type = RTM_DELQDISC;
 		req.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
 	}
-	err = netlink(&req);
-	if (err) {
-		errno = -err;
-		die("netem on %s", device);
+	error = netlink(&req);
+	if (error) {
+		errno = -error;
+		err(1, "netem on %s", device);
 	}
 	return 0;
 }
@@ -133,7 +120,7 @@ static long vmstat(const char *name)
 			found = value;
 	fclose(file);
 	if (found < 0)
-		die("no %s in /proc/vmstat", name);
+		errx(1, "no %s in /proc/vmstat", name);
 	return found;
 }
 
@@ -147,7 +134,7 @@ static int hold_and_unmap(int gntdev, const struct grants *g, const bool *stop)
 	char *mem;
 
 	if (pipe(fds))
-		die("pipe");
+		err(1, "pipe");
 	while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
 		mem = gntdev_map(gntdev, g->ref, g->count, RW);
 		/* There may be no memory to trade for the pages of a moment. */
@@ -156,17 +143,17 @@ static int hold_and_unmap(int gntdev, const struct grants *g, const bool *stop)
 			continue;
 		}
 		if (mem == MAP_FAILED)
-			die("map grants");
+			err(1, "map grants");
 		iov.iov_base = mem;
 		iov.iov_len = HELD * PAGE_SIZE;
 		if (vmsplice(fds[1], &iov, 1, 0) != (ssize_t)iov.iov_len)
-			die("vmsplice");
+			err(1, "vmsplice");
 		if (munmap(mem, g->count * PAGE_SIZE))
-			die("munmap");
+			err(1, "munmap");
 		usleep(20000);
 		for (i = 0; i < HELD; i++)
 			if (read(fds[0], copy, PAGE_SIZE) != PAGE_SIZE || !page_holds(copy, i))
-				die("page %u that a pipe held has wrong data", i);
+				errx(1, "page %u that a pipe held has wrong data", i);
 		rounds++;
 	}
 	return rounds > 0 ? 0 : 1;
@@ -183,7 +170,7 @@ static void take_memory(unsigned int leave_mib)
 		char *mem = mmap(NULL, 256 * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 		if (mem == MAP_FAILED || mlock(mem, 256 * PAGE_SIZE))
-			die("cannot take memory");
+			err(1, "cannot take memory");
 	}
 }
 
@@ -201,19 +188,19 @@ static long write_and_read(int disk, unsigned int mib, unsigned int round)
 		for (j = 0; j < 256; j++)
 			fill_page(chunk[j], round * 100000 + i * 256 + j);
 		if (pwrite(disk, chunk, sizeof(chunk), i * sizeof(chunk)) != sizeof(chunk))
-			die("cannot write MiB %u", i);
+			err(1, "cannot write MiB %u", i);
 		if (free_kib() < lowest)
 			lowest = free_kib();
 	}
 	if (fsync(disk) || posix_fadvise(disk, 0, 0, POSIX_FADV_DONTNEED))
-		die("fsync");
+		err(1, "fsync");
 	for (i = 0; i < mib; i++) {
 		if (pread(disk, chunk, sizeof(chunk), i * sizeof(chunk)) != sizeof(chunk))
-			die("cannot read MiB %u", i);
+			err(1, "cannot read MiB %u", i);
 		for (j = 0; j < 256; j++)
 			if (!page_holds(chunk[j], round * 100000 + i * 256 + j))
-				die("page %u of the disk has wrong data in round %u",
-				    i * 256 + j, round);
+				errx(1, "page %u of the disk has wrong data in round %u",
+				     i * 256 + j, round);
 	}
 	return lowest;
 }
@@ -230,23 +217,23 @@ static int pressure(unsigned int seconds, const char *path, unsigned int mib, un
 	pid_t pid;
 
 	if (missing)
-		die("%s", missing);
+		errx(1, "%s", missing);
 	if (grants_open(&grants, MAX_GRANTS, DOM0, GNTALLOC_FLAG_WRITABLE))
-		die("cannot grant pages");
+		err(1, "cannot grant pages");
 	for (i = 0; i < MAX_GRANTS; i++)
 		fill_page(grants.mem + i * PAGE_SIZE, i);
 	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
 	if (gntdev < 0)
-		die("/dev/xen/gntdev");
+		err(1, "/dev/xen/gntdev");
 	disk = open(path, O_RDWR | O_CLOEXEC);
 	if (disk < 0)
-		die("%s", path);
+		err(1, "%s", path);
 	stop = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (stop == MAP_FAILED)
-		die("mmap");
+		err(1, "mmap");
 	pid = fork();
 	if (pid < 0)
-		die("fork");
+		err(1, "fork");
 	if (!pid)
 		_exit(hold_and_unmap(gntdev, &grants, stop));
 
@@ -265,7 +252,7 @@ static int pressure(unsigned int seconds, const char *path, unsigned int mib, un
 	}
 	*stop = true;
 	if (waitpid(pid, &status, 0) != pid || status)
-		die("the process that holds granted pages ended with %#x", status);
+		errx(1, "the process that holds granted pages ended with %#x", status);
 	printf("rounds %u\nlowest %ld\n", round, lowest);
 	return 0;
 }
@@ -278,7 +265,7 @@ static int grant(unsigned int count)
 	unsigned int i;
 
 	if (grants_open(&grants, count, DOM0, GNTALLOC_FLAG_WRITABLE))
-		die("cannot grant %u pages", count);
+		err(1, "cannot grant %u pages", count);
 	for (i = 0; i < count; i++) {
 		fill_page(page(grants.mem, i), i);
 		printf("%u ", grants.ref[i]);
@@ -286,7 +273,7 @@ static int grant(unsigned int count)
 	printf("\n");
 	fflush(stdout);
 	if (daemon(1, 0))
-		die("daemon");
+		err(1, "daemon");
 	for (;;)
 		pause();
 }
@@ -297,7 +284,7 @@ static void expect_pages(char *mem, unsigned int first, unsigned int count, cons
 
 	for (i = first; i < first + count; i++)
 		if (!page_holds(page(mem, i), i))
-			die("page %u has wrong data %s", i, when);
+			errx(1, "page %u has wrong data %s", i, when);
 }
 
 static int use(domid_t domid, char **ref, unsigned int count)
@@ -312,52 +299,52 @@ static int use(domid_t domid, char **ref, unsigned int count)
 	pid_t pid;
 
 	if (count < 2 || count > MAX_GRANTS)
-		die("%u grants", count);
+		err(1, "%u grants", count);
 	for (i = 0; i < count; i++)
 		refs[i] = strtoul(ref[i], NULL, 10);
 	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
 	index = gntdev < 0 ? -1 : gntdev_add(gntdev, domid, refs, count);
 	if (index < 0)
-		die("cannot map grants of domain %u", domid);
+		err(1, "cannot map grants of domain %u", domid);
 	mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_SHARED, gntdev, index);
 	if (mem == MAP_FAILED || gntdev_remove(gntdev, index, count))
-		die("mmap of grants of domain %u", domid);
+		err(1, "mmap of grants of domain %u", domid);
 	expect_pages(mem, 0, count, "when mapped");
 
 	/* The first half goes while a pipe holds it. */
 	rest = page(mem, half);
 	if (pipe(pipes) || !hold(pipes, mem, half) || munmap(mem, size))
-		die("hold and munmap");
+		err(1, "hold and munmap");
 	printf("%u pages of domain %u are held and unmapped\n", half, domid);
 	for (i = 0; i < half; i++)
 		if (!drain(pipes, copy) || !page_holds(copy, i))
-			die("page %u has wrong data in the pipe", i);
+			errx(1, "page %u has wrong data in the pipe", i);
 
 	/* The other half stays. */
 	disk = open("/dev/ram0", O_RDWR | O_DIRECT | O_CLOEXEC);
 	if (disk < 0 || pwrite(disk, rest, size, 0) != (ssize_t)size ||
 	    pread(disk, rest, size, 0) != (ssize_t)size)
-		die("direct I/O");
+		err(1, "direct I/O");
 	expect_pages(mem, half, count - half, "after direct I/O");
 	fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, "1", 1) != 1 || write(fd, "3", 1) != 1)
-		die("clear_refs");
+		err(1, "clear_refs");
 	expect_pages(mem, half, count - half, "after clear_refs");
 	if (!madvise(rest, size, MADV_DOFORK) || errno != EINVAL)
-		die("MADV_DOFORK is not refused");
+		err(1, "MADV_DOFORK is not refused");
 	if (!mprotect(rest, size, PROT_READ) || errno != EACCES)
-		die("mprotect is not refused");
+		err(1, "mprotect is not refused");
 	if (mremap(rest, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, mem) != MAP_FAILED ||
 	    errno != EINVAL)
-		die("mremap is not refused");
+		err(1, "mremap is not refused");
 	if (madvise(rest, size, MADV_COLD) || madvise(rest, size, MADV_PAGEOUT) ||
 	    mlock(rest, size))
-		die("advice");
+		err(1, "advice");
 	pid = fork();
 	if (!pid)
 		_exit(0);
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
-		die("fork");
+		err(1, "fork");
 	expect_pages(mem, half, count - half, "at the end");
 	return 0;
 }

@@ -6,7 +6,7 @@
  * Time is the machine's instructions: dom0 runs with --icount.
  */
 #define _GNU_SOURCE
-#include <stdarg.h>
+#include <err.h>
 #include <sys/resource.h>
 
 #include "xen_grant.h"
@@ -30,19 +30,6 @@ static grant_ref_t refs[PAGES];
 static struct grant_table table;
 static int gntdev;
 
-__attribute__((noreturn, format(printf, 1, 2)))
-static void die(const char *format, ...)
-{
-	const char *error = strerror(errno);
-	va_list args;
-
-	va_start(args, format);
-	fprintf(stderr, "bench: ");
-	vfprintf(stderr, format, args);
-	fprintf(stderr, " (errno: %s)\n", error);
-	exit(1);
-}
-
 static __u64 now(void)
 {
 	struct timespec ts;
@@ -65,7 +52,7 @@ static void wait_for_tick(void)
 static void expect_mapped(unsigned int count)
 {
 	if (grants_mapped(&table) != count)
-		die("%u grants are mapped, not %u", grants_mapped(&table), count);
+		errx(1, "%u grants are mapped, not %u", grants_mapped(&table), count);
 }
 
 /*
@@ -80,7 +67,7 @@ static void give_memory_back(void)
 
 	if (write_number(XEN_MEMORY "target_kb", target) ||
 	    !wait_for(read_number(XEN_MEMORY "info/current_kb") == target))
-		die("this domain's memory does not become %ld kB", target);
+		errx(1, "this domain's memory does not become %ld kB", target);
 }
 
 static void set_up(void)
@@ -89,22 +76,22 @@ static void set_up(void)
 	unsigned int i;
 
 	if (missing)
-		die("%s", missing);
+		errx(1, "%s", missing);
 	for (i = 0; i < PAGES / MAX_GRANTS; i++) {
 		if (grants_open(&grants[i], MAX_GRANTS, DOM0, GNTALLOC_FLAG_WRITABLE))
-			die("cannot grant %u pages", PAGES);
+			err(1, "cannot grant %u pages", PAGES);
 		memcpy(refs + i * MAX_GRANTS, grants[i].ref, sizeof(grants[i].ref));
 	}
 	if (grant_table_open(&table))
-		die("cannot map the grant table");
+		err(1, "cannot map the grant table");
 	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
 	if (gntdev < 0)
-		die("/dev/xen/gntdev");
+		err(1, "/dev/xen/gntdev");
 	expect_mapped(0);
 	give_memory_back();
 	/* Not MCL_FUTURE: it would change what mmap() does. */
 	if (mlockall(MCL_CURRENT))
-		die("mlockall");
+		err(1, "mlockall");
 }
 
 /* Map and unmap idle pages */
@@ -155,11 +142,11 @@ static void map_and_unmap(unsigned int count)
 		wait_for_tick();
 		begin = now();
 		if (ioctl(gntdev, IOCTL_GNTDEV_MAP_GRANT_REF, op))
-			die("cannot map %u grants", count);
+			err(1, "cannot map %u grants", count);
 		mem = mmap(NULL, size, RW, MAP_SHARED, gntdev, op->index);
 		mapped = now();
 		if (mem == MAP_FAILED)
-			die("mmap of %u grants", count);
+			err(1, "mmap of %u grants", count);
 		expect_mapped(count);
 		for (i = 0; i < count; i++)
 			mem[i * PAGE_SIZE] = i;
@@ -169,7 +156,7 @@ static void map_and_unmap(unsigned int count)
 		used = now();
 		if (munmap(mem, size) ||
 		    ioctl(gntdev, IOCTL_GNTDEV_UNMAP_GRANT_REF, &done))
-			die("cannot unmap %u grants", count);
+			err(1, "cannot unmap %u grants", count);
 		unmapped = now();
 		expect_mapped(0);
 		if (round < 0)
@@ -191,7 +178,7 @@ static void look_up(const char *what, char *mem, unsigned long command)
 	int gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC), round;
 
 	if (gup < 0)
-		die("/sys/kernel/debug/gup_test");
+		err(1, "/sys/kernel/debug/gup_test");
 	for (round = -WARM_UP; round < ROUNDS; round++) {
 		struct gup_test test = {
 			.addr = (uintptr_t)mem,
@@ -202,7 +189,7 @@ static void look_up(const char *what, char *mem, unsigned long command)
 
 		wait_for_tick();
 		if (ioctl(gup, command, &test) || test.size != PAGES * PAGE_SIZE)
-			die("cannot look up %u pages", PAGES);
+			err(1, "cannot look up %u pages", PAGES);
 		if (round >= 0)
 			get[round] = test.get_delta_usec * 1000;
 	}
@@ -222,7 +209,7 @@ static void walk(const char *what, char *mem)
 		wait_for_tick();
 		begin = now();
 		if (madvise(mem, PAGES * PAGE_SIZE, MADV_COLD))
-			die("MADV_COLD");
+			err(1, "MADV_COLD");
 		if (round >= 0)
 			cold[round] = now() - begin;
 	}
@@ -237,7 +224,7 @@ static void pages(void)
 	char *anonymous = mmap(NULL, PAGES * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (granted == MAP_FAILED || anonymous == MAP_FAILED)
-		die("mmap");
+		err(1, "mmap");
 	expect_mapped(PAGES);
 	memset(anonymous, 1, PAGES * PAGE_SIZE);
 	look_up("gup_granted", granted, GUP_FAST_BENCHMARK);
@@ -266,7 +253,7 @@ static long stat_of(const char *wanted)
 			return value;
 		}
 	}
-	die("no %s in " STATS, wanted);
+	errx(1, "no %s in " STATS, wanted);
 }
 
 /* How long the CPUs have been idle. The other counters are too coarse. */
@@ -279,7 +266,7 @@ static __u64 idle_time(void)
 	char line[256];
 
 	if (!file)
-		die("/proc/timer_list");
+		err(1, "/proc/timer_list");
 	while (fgets(line, sizeof(line), file))
 		if (sscanf(line, " .idle_sleeptime : %llu", &value) == 1) {
 			found = true;
@@ -287,7 +274,7 @@ static __u64 idle_time(void)
 		}
 	fclose(file);
 	if (!found)
-		die("no idle time in /proc/timer_list");
+		errx(1, "no idle time in /proc/timer_list");
 	return sum;
 }
 
@@ -313,20 +300,20 @@ static void queue(void)
 	__u64 begin;
 
 	if (setrlimit(RLIMIT_NOFILE, &files))
-		die("setrlimit");
+		err(1, "setrlimit");
 	for (i = 0; i < REQUESTS; i++) {
 		/* Xen lets a grant be mapped 127 times, not a thousand. */
 		grant_ref_t *ref = refs + i % used * REQUEST_PAGES;
 
 		index[i] = gntdev_add(gntdev, DOM0, ref, REQUEST_PAGES);
 		if (index[i] < 0)
-			die("cannot map grants, request %u", i);
+			err(1, "cannot map grants, request %u", i);
 		iov[i].iov_len = size;
 		iov[i].iov_base = mmap(NULL, size, RW, MAP_SHARED, gntdev, index[i]);
 		if (iov[i].iov_base == MAP_FAILED)
-			die("mmap of request %u", i);
+			err(1, "mmap of request %u", i);
 		if (pipe(pipes[i]) || vmsplice(pipes[i][1], iov + i, 1, 0) != (ssize_t)size)
-			die("cannot hold request %u in a pipe", i);
+			err(1, "cannot hold request %u in a pipe", i);
 	}
 	expect_mapped(used * REQUEST_PAGES);
 	without = busy_time();
@@ -334,7 +321,7 @@ static void queue(void)
 	for (i = 0; i < REQUESTS; i++)
 		if (munmap(iov[i].iov_base, size) ||
 		    gntdev_remove(gntdev, index[i], REQUEST_PAGES))
-			die("cannot unmap request %u", i);
+			err(1, "cannot unmap request %u", i);
 	passes = stat_of("passes");
 	attempts = stat_of("attempts");
 	with = busy_time();
@@ -342,10 +329,10 @@ static void queue(void)
 	if (deferred >= 0) {
 		deferred = stat_of("deferred") - deferred;
 		if (deferred != REQUESTS * REQUEST_PAGES)
-			die("the queue took %ld pages, not %u", deferred, REQUESTS * REQUEST_PAGES);
+			errx(1, "the queue took %ld pages, not %u", deferred, REQUESTS * REQUEST_PAGES);
 		passes = stat_of("passes") - passes;
 		if (!passes)
-			die("the queue made no pass in %u s", IDLE_S);
+			errx(1, "the queue made no pass in %u s", IDLE_S);
 		attempts = (stat_of("attempts") - attempts) / passes;
 	}
 	printf("queue_cpu %.4f\n", (with - without) / (IDLE_S * 1e7));
@@ -360,7 +347,7 @@ static void queue(void)
 	begin = now();
 	while (grants_mapped(&table)) {
 		if (now() - begin > GONE_S * 1000000000ULL)
-			die("%u grants are still mapped after %u s", grants_mapped(&table), GONE_S);
+			errx(1, "%u grants are still mapped after %u s", grants_mapped(&table), GONE_S);
 		usleep(500);
 	}
 	printf("queue_gone %.1f\n", (now() - begin) / 1e6);
@@ -383,7 +370,7 @@ int main(int argc, char **argv)
 	} else if (argc == 2 && !strcmp(argv[1], "queue")) {
 		queue();
 	} else {
-		die("usage: bench map|pages|queue");
+		errx(1, "usage: bench map|pages|queue");
 	}
 	return 0;
 }

@@ -5,8 +5,8 @@
  * Prints a line "PAGES HYPERCALLS" for mappings of 1, 32 and 512 pages.
  */
 #define _GNU_SOURCE
+#include <err.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -31,31 +31,18 @@
 static struct grants grants[PAGES / MAX_GRANTS];
 static grant_ref_t refs[PAGES];
 
-__attribute__((noreturn, format(printf, 1, 2)))
-static void die(const char *format, ...)
-{
-	const char *error = strerror(errno);
-	va_list args;
-
-	va_start(args, format);
-	fprintf(stderr, "hypercalls: ");
-	vfprintf(stderr, format, args);
-	fprintf(stderr, " (errno: %s)\n", error);
-	exit(1);
-}
-
 static pid_t start_tracing(void)
 {
 	pid_t pid = fork();
 
 	if (pid < 0)
-		die("fork");
+		err(1, "fork");
 	if (pid)
 		return pid;
 	/* What it says on its standard output is no result of ours. */
 	dup2(STDERR_FILENO, STDOUT_FILENO);
 	execlp("xentrace", "xentrace", "-D", "-e", TRACE_CLASS, TRACE, NULL);
-	die("xentrace");
+	err(1, "xentrace");
 }
 
 static void map_and_unmap(int gntdev, unsigned int count)
@@ -69,10 +56,10 @@ static void map_and_unmap(int gntdev, unsigned int count)
 		mem = mmap(NULL, count * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gntdev,
 			   index);
 		if (index < 0 || mem == MAP_FAILED)
-			die("cannot map %u grants", count);
+			err(1, "cannot map %u grants", count);
 		memset(mem, 1, count * PAGE_SIZE);
 		if (munmap(mem, count * PAGE_SIZE) || gntdev_remove(gntdev, index, count))
-			die("cannot unmap %u grants", count);
+			err(1, "cannot unmap %u grants", count);
 	} while (stat(TRACE, &st) || st.st_size < TRACE_SIZE);
 }
 
@@ -86,7 +73,7 @@ static double hypercalls_traced(unsigned int count)
 	__u64 time;
 
 	if (!file)
-		die(TRACE);
+		err(1, TRACE);
 	while (fread(&head, sizeof(head), 1, file)) {
 		if (HAS_TIME(head) && !fread(&time, sizeof(time), 1, file))
 			break;
@@ -105,7 +92,7 @@ static double hypercalls_traced(unsigned int count)
 	}
 	fclose(file);
 	if (calls < 40)
-		die("only %lu hypercalls were traced", calls);
+		errx(1, "only %lu hypercalls were traced", calls);
 	return 4.0 * count * calls / operations;
 }
 
@@ -119,7 +106,7 @@ static void count_hypercalls(int gntdev, unsigned int count)
 	map_and_unmap(gntdev, count);
 	kill(tracer, SIGTERM);
 	if (waitpid(tracer, &status, 0) != tracer || !WIFEXITED(status))
-		die("xentrace ended with status %x", status);
+		errx(1, "xentrace ended with status %x", status);
 	printf("%u %.2f\n", count, hypercalls_traced(count));
 }
 
@@ -130,15 +117,15 @@ int main(void)
 	int gntdev;
 
 	if (missing)
-		die("%s", missing);
+		errx(1, "%s", missing);
 	for (i = 0; i < PAGES / MAX_GRANTS; i++) {
 		if (grants_open(&grants[i], MAX_GRANTS, DOM0, GNTALLOC_FLAG_WRITABLE))
-			die("cannot grant %u pages", PAGES);
+			err(1, "cannot grant %u pages", PAGES);
 		memcpy(refs + i * MAX_GRANTS, grants[i].ref, sizeof(grants[i].ref));
 	}
 	gntdev = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
 	if (gntdev < 0)
-		die("/dev/xen/gntdev");
+		err(1, "/dev/xen/gntdev");
 
 	count_hypercalls(gntdev, 1);
 	count_hypercalls(gntdev, 32);

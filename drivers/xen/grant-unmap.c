@@ -325,16 +325,6 @@ static unsigned int unmap_idle(struct gnttab_unmap_request *req,
 	return count - busy;
 }
 
-/*
- * While a page waits, the status of its operation is positive: one more than
- * the number of seconds that the request had been pending then.
- */
-static bool page_waits(const struct gnttab_unmap_grant_ref *op)
-{
-	/* Pairs with the release in mark_waiting(): the operation is complete. */
-	return smp_load_acquire(&op->status) > 0;
-}
-
 /**
  * gnttab_unmap_refs_both - unmap grants that are mapped twice, if none is in use
  * @req: a request. Right before its operations, in the same array, are as many
@@ -359,8 +349,7 @@ int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count)
 
 	for (frozen = 0; frozen < count; frozen++)
 		if (user_ops[frozen].handle == INVALID_GRANT_HANDLE ||
-		    req->ops[frozen].handle == INVALID_GRANT_HANDLE ||
-		    page_waits(&req->ops[frozen]) || !page_freeze(req, frozen))
+		    gnttab_unmap_submitted(req, frozen) || !page_freeze(req, frozen))
 			break;
 	if (frozen < count) {
 		while (frozen--)
@@ -384,6 +373,16 @@ int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count)
 EXPORT_SYMBOL_GPL(gnttab_unmap_refs_both);
 
 /* --- the queue */
+
+/*
+ * While a page waits, the status of its operation is positive: one more than
+ * the number of seconds that the request had been pending then.
+ */
+static bool page_waits(const struct gnttab_unmap_grant_ref *op)
+{
+	/* Pairs with the release in mark_waiting(): the operation is complete. */
+	return smp_load_acquire(&op->status) > 0;
+}
 
 static void mark_waiting(struct gnttab_unmap_request *req, unsigned int i, unsigned long now)
 {

@@ -928,6 +928,17 @@ static void hypercall_for_both_that_fails_halfway_loses_the_rest(struct kunit *t
 	expect_leaked(r, 3, GNTST_general_error);
 }
 
+static void hypercall_for_both_that_does_not_reach_the_kernels_loses_all(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new_both(test, 3);
+
+	w->fail_after = 2;
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	for (unsigned int i = 0; i < r->count; i++)
+		expect_leaked(r, i, GNTST_general_error);
+}
+
 /* --- references that the owner itself has */
 
 static void page_with_noted_references_is_idle_when_it_has_those(struct kunit *test)
@@ -2094,6 +2105,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(page_that_stays_mapped_for_the_kernel_keeps_its_tag),
 	KUNIT_CASE(page_is_lost_once_if_neither_mapping_goes),
 	KUNIT_CASE(hypercall_for_both_that_fails_halfway_loses_the_rest),
+	KUNIT_CASE(hypercall_for_both_that_does_not_reach_the_kernels_loses_all),
 	KUNIT_CASE(page_with_noted_references_is_idle_when_it_has_those),
 	KUNIT_CASE(page_with_less_than_the_noted_references_waits),
 	KUNIT_CASE(tail_page_is_idle_without_references),
