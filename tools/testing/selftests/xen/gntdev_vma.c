@@ -214,15 +214,18 @@ static ssize_t look_up(char *mem, unsigned int first, unsigned int count)
 	return len;
 }
 
-#define SKIP_WITHOUT_LOOK_UP()						\
-do {									\
-	if (look_up(self->mem, 0, 1) < 0 && errno == ENOSYS)		\
-		SKIP(return, "no process_vm_readv()");			\
-} while (0)
+static bool can_look_up(void)
+{
+	char byte;
+	struct iovec iov = { &byte, 1 };
+
+	return process_vm_readv(getpid(), &iov, 1, &iov, 1, 0) == 1;
+}
 
 TEST_F(gntdev_vma, look_up_ends_where_a_page_is_gone)
 {
-	SKIP_WITHOUT_LOOK_UP();
+	if (!can_look_up())
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 	EXPECT_EQ(SIZE, look_up(self->mem, 0, MAX_GRANTS));
 	ASSERT_EQ(0, madvise(at(5), PAGE_SIZE, MADV_DONTNEED));
 	EXPECT_EQ(5 * PAGE_SIZE, look_up(self->mem, 0, MAX_GRANTS));
@@ -239,7 +242,8 @@ TEST_F(gntdev_vma, look_up_goes_on_behind_the_mapping)
 	unsigned int i;
 	char *mem;
 
-	SKIP_WITHOUT_LOOK_UP();
+	if (!can_look_up())
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 	/* Anonymous memory, two mappings of grants, anonymous memory */
 	mem = mmap(NULL, 40 * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, mem);
@@ -263,7 +267,8 @@ TEST_F(gntdev_vma, look_up_goes_on_in_the_next_page_table)
 	char *area, *mem;
 	__s64 index;
 
-	SKIP_WITHOUT_LOOK_UP();
+	if (!can_look_up())
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 	area = mmap(NULL, 2 * PMD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, area);
 	mem = (char *)(((uintptr_t)area + PMD_SIZE) & ~(PMD_SIZE - 1)) - 7 * PAGE_SIZE;
@@ -284,7 +289,8 @@ TEST_F(gntdev_vma, look_up_to_write_reaches_every_page)
 	struct iovec local = { data, SIZE }, remote = { self->mem, SIZE };
 	unsigned int i;
 
-	SKIP_WITHOUT_LOOK_UP();
+	if (!can_look_up())
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 	for (i = 0; i < MAX_GRANTS; i++)
 		fill_page(page(data, i), 300 + i);
 	EXPECT_EQ(SIZE, process_vm_writev(getpid(), &local, 1, &remote, 1, 0));
@@ -298,7 +304,8 @@ TEST_F(gntdev_vma, look_up_to_write_is_refused_where_a_mapping_is_read_only)
 	struct iovec local = { self->copy, PAGE_SIZE }, remote = { NULL, PAGE_SIZE };
 	char *mem;
 
-	SKIP_WITHOUT_LOOK_UP();
+	if (!can_look_up())
+		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 	mem = gntdev_map(self->env.gntdev, self->ref, 2, PROT_READ);
 	ASSERT_NE(MAP_FAILED, mem);
 	remote.iov_base = mem;
