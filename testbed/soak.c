@@ -664,7 +664,8 @@ static bool slot_set_up(struct slot *s)
 	    pipe(s->pipe) || fcntl(s->pipe[1], F_SETPIPE_SZ, PIPE_PAGES * PAGE_SIZE) < 0 ||
 	    uring_open(&s->ring, NULL, 0) || disk_open(&s->disk) || dm_open(&s->dm, &s->disk))
 		return false;
-	s->gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
+	/* There is one set of pins for all: whoever closes the file drops it. */
+	s->gup = s->nr ? -1 : open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
 	if (s->gup < 0 && !s->nr)
 		return false;
 	s->copy = malloc(SLOT_PAGES * PAGE_SIZE);
