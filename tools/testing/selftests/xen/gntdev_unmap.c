@@ -869,7 +869,7 @@ TEST_F(listed, as_foreign_pages_until_they_are_unmapped)
 	ASSERT_NE(NULL, w);
 	/* Not those of unpopulated memory: CONFIG_XEN_UNPOPULATED_ALLOC */
 	if (page_flags(w->pfn) == KPF_NOPAGE)
-		SKIP(return, "not in /proc/kpageflags");
+		SKIP(return, "pages of unpopulated memory are not in /proc/kpageflags");
 	EXPECT_EQ(KPF_PRIVATE | KPF_FOREIGN, page_flags(w->pfn));
 
 	ASSERT_TRUE(holder_release(&self->holder));
