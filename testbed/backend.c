@@ -13,6 +13,9 @@
  *				goes on in the background
  *   backend use DOMID REF...	maps these pages, holds and unmaps some of them, and
  *				does to the others what must not hurt
+ *   backend answer		sends each datagram back, in the background
+ *   backend swapped ADDRESS	sends pages of the swap cache there, where they are
+ *				answered, and compares what comes back
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -20,6 +23,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <arpa/inet.h>
 #include <net/if.h>
 #include <linux/netlink.h>
 #include <linux/pkt_sched.h>
@@ -29,6 +33,9 @@
 
 #define RW	(PROT_READ | PROT_WRITE)
 #define HELD	16
+#define PORT	5000
+/* How much of a page goes into one packet */
+#define PAYLOAD	1000
 
 /* The network */
 
@@ -349,8 +356,131 @@ static int use(domid_t domid, char **ref, unsigned int count)
 	return 0;
 }
 
+/* Pages that have the bit of PG_foreign set for another reason */
+
+static int answer(void)
+{
+	const struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (sock < 0 || bind(sock, (const struct sockaddr *)&here, sizeof(here)))
+		err(1, "port %u", PORT);
+	if (daemon(1, 0))
+		err(1, "daemon");
+	for (;;) {
+		struct sockaddr_in from;
+		socklen_t size = sizeof(from);
+		char data[PAYLOAD];
+		ssize_t len = recvfrom(sock, data, sizeof(data), 0, (struct sockaddr *)&from, &size);
+
+		if (len >= 0)
+			sendto(sock, data, len, 0, (struct sockaddr *)&from, size);
+	}
+}
+
+static __u64 read_entry(const char *path, unsigned long index)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	__u64 entry;
+
+	if (pread(fd, &entry, sizeof(entry), index * sizeof(entry)) != sizeof(entry))
+		err(1, "%s", path);
+	close(fd);
+	return entry;
+}
+
+/* Documentation/admin-guide/mm/pagemap.rst */
+static __u64 pagemap(const void *mem)
+{
+	return read_entry("/proc/self/pagemap", (unsigned long)mem / PAGE_SIZE);
+}
+
+static bool is_swapped_out(const void *mem)
+{
+	return pagemap(mem) >> 62 & 1;
+}
+
+static bool is_in_swap_cache(const void *mem)
+{
+	return read_entry("/proc/kpageflags", pagemap(mem) & ((1ULL << 55) - 1)) >> 13 & 1;
+}
+
+/* Swaps pages out, and has them read again: they stay in the swap cache then. */
+static char *swap_cached(unsigned int count)
+{
+	char *mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned int i;
+
+	if (mem == MAP_FAILED)
+		err(1, "mmap");
+	for (i = 0; i < count; i++)
+		fill_page(page(mem, i), i);
+	if (madvise(mem, count * PAGE_SIZE, MADV_PAGEOUT))
+		err(1, "MADV_PAGEOUT");
+	for (i = 0; i < count; i++)
+		if (!is_swapped_out(page(mem, i)))
+			errx(1, "page %u was not swapped out", i);
+	expect_pages(mem, 0, count, "after having been swapped");
+	for (i = 0; i < count; i++)
+		if (!is_in_swap_cache(page(mem, i)))
+			errx(1, "page %u is not in the swap cache", i);
+	return mem;
+}
+
+/* Sends the page itself, not a copy of it. */
+static void send_page(int sock, char *mem)
+{
+	struct iovec iov = { .iov_base = mem, .iov_len = PAYLOAD };
+	int pipes[2];
+
+	if (pipe(pipes) || vmsplice(pipes[1], &iov, 1, 0) != PAYLOAD ||
+	    splice(pipes[0], NULL, sock, NULL, PAYLOAD, 0) != PAYLOAD)
+		err(1, "splice a page to a socket");
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+static int swapped(const char *address)
+{
+	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	const struct timeval patience = { .tv_sec = 60 };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	unsigned int i, arrived = 0;
+	char data[PAYLOAD];
+	ssize_t len;
+	char *mem;
+
+	if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
+		errx(1, "'%s' is not an address", address);
+	if (sock < 0 || connect(sock, (struct sockaddr *)&there, sizeof(there)) ||
+	    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
+		err(1, "%s", address);
+	mem = swap_cached(HELD);
+	for (i = 0; i < HELD; i++)
+		send_page(sock, page(mem, i));
+	/* The last one is copied, and comes back after all the others. */
+	if (send(sock, "end", 3, 0) != 3)
+		err(1, "send");
+	while ((len = recv(sock, data, sizeof(data), 0)) == PAYLOAD) {
+		for (i = 0; i < HELD && memcmp(data, page(mem, i), PAYLOAD); i++)
+			;
+		if (i == HELD)
+			errx(1, "what has come back was not sent");
+		arrived++;
+	}
+	if (len != 3)
+		err(1, "the end has not come back");
+	if (arrived != HELD)
+		errx(1, "%u of %u pages have not come back", HELD - arrived, HELD);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 2 && !strcmp(argv[1], "answer"))
+		return answer();
+	if (argc == 3 && !strcmp(argv[1], "swapped"))
+		return swapped(argv[2]);
 	if (argc == 3 && !strcmp(argv[1], "grant"))
 		return grant(strtoul(argv[2], NULL, 10));
 	if (argc > 3 && !strcmp(argv[1], "use"))
@@ -360,6 +490,6 @@ int main(int argc, char **argv)
 	if (argc == 6 && !strcmp(argv[1], "pressure"))
 		return pressure(strtoul(argv[2], NULL, 10), argv[3], strtoul(argv[4], NULL, 10),
 				strtoul(argv[5], NULL, 10));
-	fprintf(stderr, "usage: backend echo DEVICE MS | pressure SECONDS DISK MIB FREE | grant COUNT | use DOMID REF...\n");
+	fprintf(stderr, "usage: backend echo DEVICE MS | pressure SECONDS DISK MIB FREE | grant COUNT | use DOMID REF... | answer | swapped ADDRESS\n");
 	return 2;
 }

@@ -340,6 +340,24 @@ static void private_data_outlasts_the_tag(struct kunit *test)
 	expect_tag(test, 0);
 }
 
+/* In the swap cache and in files the bit means something else, and so does the data. */
+static void pages_that_are_cached_are_not_foreign(struct kunit *test)
+{
+	struct tag_world *w = test->priv;
+	struct page *page = w->pages[0];
+	struct address_space mapping;
+
+	KUNIT_EXPECT_EQ(test, gnttab_map_refs(w->map, NULL, w->pages, 1), 0);
+	page->mapping = &mapping;
+	KUNIT_EXPECT_NULL(test, xen_page_foreign(page));
+	page->mapping = NULL;
+	expect_tag(test, 0);
+	__folio_set_swapbacked(page_folio(page));
+	KUNIT_EXPECT_NULL(test, xen_page_foreign(page));
+	__folio_clear_swapbacked(page_folio(page));
+	expect_tag(test, 0);
+}
+
 static void private_data_is_dropped_once(struct kunit *test)
 {
 	struct tag_world *w = test->priv;
@@ -420,6 +438,7 @@ static struct kunit_case grant_table_cases[] = {
 	KUNIT_CASE(no_page_is_tagged_when_the_hypercall_fails),
 	KUNIT_CASE(no_page_is_tagged_when_the_p2m_cannot_be_set_up),
 	KUNIT_CASE(private_data_outlasts_the_tag),
+	KUNIT_CASE(pages_that_are_cached_are_not_foreign),
 	KUNIT_CASE(private_data_is_dropped_once),
 	KUNIT_CASE(foreign_page_is_not_freed),
 	KUNIT_CASE(pages_that_are_not_foreign_are_freed_together),
