@@ -137,26 +137,30 @@ static int hold_and_unmap(int gntdev, const struct grants *g, const bool *stop)
 	static char copy[PAGE_SIZE];
 	unsigned int rounds = 0, i;
 	struct iovec iov;
+	__s64 index;
 	int fds[2];
 	char *mem;
 
 	if (pipe(fds))
 		err(1, "pipe");
 	while (!__atomic_load_n(stop, __ATOMIC_RELAXED)) {
-		mem = gntdev_map(gntdev, g->ref, g->count, RW);
+		index = gntdev_add(gntdev, DOM0, g->ref, g->count);
 		/* There may be no memory to trade for the pages of a moment. */
-		if (mem == MAP_FAILED && (errno == ENOMEM || errno == EAGAIN)) {
+		if (index < 0 && (errno == ENOMEM || errno == EAGAIN)) {
 			usleep(10000);
 			continue;
 		}
-		if (mem == MAP_FAILED)
+		if (index < 0)
 			err(1, "map grants");
+		mem = mmap(NULL, g->count * PAGE_SIZE, RW, MAP_SHARED, gntdev, index);
+		if (mem == MAP_FAILED)
+			err(1, "mmap of grants");
 		iov.iov_base = mem;
 		iov.iov_len = HELD * PAGE_SIZE;
 		if (vmsplice(fds[1], &iov, 1, 0) != (ssize_t)iov.iov_len)
 			err(1, "vmsplice");
-		if (munmap(mem, g->count * PAGE_SIZE))
-			err(1, "munmap");
+		if (munmap(mem, g->count * PAGE_SIZE) || gntdev_remove(gntdev, index, g->count))
+			err(1, "unmap grants");
 		usleep(20000);
 		for (i = 0; i < HELD; i++)
 			if (read(fds[0], copy, PAGE_SIZE) != PAGE_SIZE || !page_holds(copy, i))
