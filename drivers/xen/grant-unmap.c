@@ -19,6 +19,7 @@
 #define pr_fmt(fmt) "xen:" KBUILD_MODNAME ": " fmt
 
 #include <kunit/static_stub.h>
+#include <linux/dcache.h>
 #include <linux/debugfs.h>
 #include <linux/init.h>
 #include <linux/jiffies.h>
@@ -145,6 +146,7 @@ static int unmap_hypercall(struct gnttab_unmap_grant_ref *ops, unsigned int coun
 	return HYPERVISOR_grant_table_op(GNTTABOP_unmap_grant_ref, ops, count);
 }
 
+/* If it fails, the status of the operations tells for which pages. */
 static int unmap_p2m(struct gnttab_unmap_grant_ref *ops, struct page **pages,
 		     unsigned int count)
 {
@@ -212,17 +214,23 @@ static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
 			failed++;
 			continue;
 		}
-		if (unmap_p2m(ops + i, pages + i, n)) {
-			/* It was not what we set it to: trust none of them. */
-			for (unsigned int j = i; j < i + n; j++) {
-				ops[j].status = GNTST_general_error;
-				page_leaked(pages[j], GNTST_general_error);
-			}
-			failed += n;
+		if (!unmap_p2m(ops + i, pages + i, n)) {
+			for (unsigned int j = i; j < i + n; j++)
+				ClearPageForeign(pages[j]);
 			continue;
 		}
-		for (unsigned int j = i; j < i + n; j++)
-			ClearPageForeign(pages[j]);
+		/*
+		 * An entry was not what we set it to. The pages next to it may be
+		 * of other requests and domains: only its own page is lost.
+		 */
+		for (unsigned int j = i; j < i + n; j++) {
+			if (ops[j].status == GNTST_okay) {
+				ClearPageForeign(pages[j]);
+				continue;
+			}
+			page_leaked(pages[j], ops[j].status);
+			failed++;
+		}
 	}
 	return failed;
 }
@@ -1101,16 +1109,18 @@ DEFINE_SHOW_ATTRIBUTE(stats);
 
 static int __init unmap_debugfs_init(void)
 {
-	struct dentry *parent, *dir;
+	struct dentry *found, *dir;
 
 	if (!xen_domain())
 		return 0;
 
 	/* On x86, arch code may have been first. */
-	parent = debugfs_lookup("xen", NULL) ?: debugfs_create_dir("xen", NULL);
-	dir = debugfs_create_dir("grant_unmap", parent);
+	found = debugfs_lookup("xen", NULL);
+	dir = debugfs_create_dir("grant_unmap", found ?: debugfs_create_dir("xen", NULL));
 	debugfs_create_file("pending", 0400, dir, NULL, &pending_fops);
 	debugfs_create_file("stats", 0400, dir, NULL, &stats_fops);
+	/* The lookup took a reference, while a directory has its own as long as it exists. */
+	dput(found);
 	return 0;
 }
 late_initcall(unmap_debugfs_init);

@@ -92,6 +92,19 @@ static inline void gnttab_unmap_request_init(struct gnttab_unmap_request *req)
 }
 
 /**
+ * gnttab_unmap_pending - tell whether pages of a request are still to be unmapped
+ * @req: the request
+ *
+ * Return: false if every page that was submitted is settled. The caller has to
+ *         see to it that nobody submits one.
+ */
+static inline bool gnttab_unmap_pending(const struct gnttab_unmap_request *req)
+{
+	/* Pairs with the sub_and_test of whoever settled the last page. */
+	return atomic_read_acquire(&req->pending);
+}
+
+/**
  * gnttab_unmap_submitted - tell whether a page was submitted, or never mapped
  * @req: the request
  * @i: the page

@@ -212,7 +212,6 @@ static int model_p2m(struct gnttab_unmap_grant_ref *ops, struct page **pages,
 		     unsigned int count)
 {
 	struct kunit *test = kunit_get_current_test();
-	struct world *w = test->priv;
 	int ret = 0;
 
 	for (unsigned int i = 0; i < count; i++) {
@@ -224,15 +223,13 @@ static int model_p2m(struct gnttab_unmap_grant_ref *ops, struct page **pages,
 		KUNIT_EXPECT_FALSE_MSG(test, p->mapped || p->user_mapped,
 				       "the p2m entry goes before the mapping");
 		KUNIT_EXPECT_TRUE_MSG(test, p->p2m, "there is no p2m entry");
-		if (p->p2m_mismatch)
-			ret = -EINVAL;
-		p->p2m = false;
-	}
-	for (unsigned int i = 0; ret && i < count; i++) {
-		struct test_page *p = model_page(test, &ops[i]);
-
-		if (p)
-			model_lose(w, p);
+		if (!p->p2m_mismatch) {
+			p->p2m = false;
+			continue;
+		}
+		model_lose(test->priv, p);
+		ops[i].status = GNTST_general_error;
+		ret = -EINVAL;
 	}
 	return ret;
 }
@@ -1106,33 +1103,53 @@ static void refused_page_of_the_queue_is_counted_for_its_request_only(struct kun
 	KUNIT_EXPECT_EQ(test, w->q->stats.failed, 1);
 }
 
-static void p2m_mismatch_keeps_the_tags_of_all_that_were_tried_with_it(struct kunit *test)
+static void p2m_mismatch_fails_that_page_alone(struct kunit *test)
 {
-	struct test_request *r = request_new(test, 4);
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 7);
 
-	/* The page in the middle splits them in two runs. */
-	page_of(r, 0)->p2m_mismatch = true;
-	page_of(r, 2)->refuse = true;
+	/* The refused page splits them in two runs. */
+	page_of(r, 1)->p2m_mismatch = true;
+	page_of(r, 3)->refuse = true;
+	page_of(r, 4)->p2m_mismatch = true;
+	page_of(r, 6)->p2m_mismatch = true;
 	submit_all(r);
-	expect_leaked(r, 0, GNTST_general_error);
+	expect_unmapped(r, 0);
 	expect_leaked(r, 1, GNTST_general_error);
-	expect_leaked(r, 2, GNTST_bad_virt_addr);
-	expect_unmapped(r, 3);
-	expect_done(r, 1, 3);
+	expect_unmapped(r, 2);
+	expect_leaked(r, 3, GNTST_bad_virt_addr);
+	expect_leaked(r, 4, GNTST_general_error);
+	expect_unmapped(r, 5);
+	expect_leaked(r, 6, GNTST_general_error);
+	expect_done(r, 1, 4);
+	KUNIT_EXPECT_EQ(test, w->leaks_reported, 4);
+	KUNIT_EXPECT_EQ(test, w->leak.domid, page_domid(6));
+	KUNIT_EXPECT_EQ(test, w->leak.gref, page_gref(6));
+	KUNIT_EXPECT_EQ(test, w->leak_status, GNTST_general_error);
 }
 
-static void p2m_mismatch_in_a_pass_is_counted(struct kunit *test)
+static void p2m_mismatch_in_a_pass_is_counted_for_its_request_only(struct kunit *test)
 {
-	struct test_request *r = request_new(test, 2);
+	struct world *w = test->priv;
+	struct test_request *good = request_new(test, 2), *bad = request_new(test, 2);
 
-	hold_all(r);
-	submit_all(r);
-	release_all(r);
-	page_of(r, 1)->p2m_mismatch = true;
+	hold_all(good);
+	hold_all(bad);
+	submit_all(good);
+	submit_all(bad);
+	release_all(good);
+	release_all(bad);
+	page_of(bad, 0)->p2m_mismatch = true;
 	pass_over_all(test);
-	expect_leaked(r, 0, GNTST_general_error);
-	expect_leaked(r, 1, GNTST_general_error);
-	expect_done(r, 1, 2);
+	expect_unmapped(good, 0);
+	expect_unmapped(good, 1);
+	expect_done(good, 1, 0);
+	expect_leaked(bad, 0, GNTST_general_error);
+	expect_unmapped(bad, 1);
+	expect_done(bad, 1, 1);
+	KUNIT_EXPECT_EQ(test, w->hypercalls, 1);
+	KUNIT_EXPECT_EQ(test, w->q->stats.unmapped, 3);
+	KUNIT_EXPECT_EQ(test, w->q->stats.failed, 1);
 }
 
 static void page_without_a_tag_has_no_p2m_entry_to_clear(struct kunit *test)
@@ -2114,8 +2131,8 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(operations_before_a_hypercall_failed_are_counted_as_unmapped),
 	KUNIT_CASE(refused_page_keeps_its_tag_and_is_counted_as_leaked),
 	KUNIT_CASE(refused_page_of_the_queue_is_counted_for_its_request_only),
-	KUNIT_CASE(p2m_mismatch_keeps_the_tags_of_all_that_were_tried_with_it),
-	KUNIT_CASE(p2m_mismatch_in_a_pass_is_counted),
+	KUNIT_CASE(p2m_mismatch_fails_that_page_alone),
+	KUNIT_CASE(p2m_mismatch_in_a_pass_is_counted_for_its_request_only),
 	KUNIT_CASE(page_without_a_tag_has_no_p2m_entry_to_clear),
 	KUNIT_CASE(page_without_a_tag_gets_one_when_it_is_refused),
 	KUNIT_CASE(failures_add_up_until_done_is_called),

@@ -3,12 +3,15 @@
  * What /dev/xen/gntdev answers to wrong input: the documented error, and
  * nothing is left behind. The latter is checked at the end of each test.
  */
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/wait.h>
 
 #include "xen_grant.h"
+
+#include <xen/evtchn.h>
 
 #define RW		(PROT_READ | PROT_WRITE)
 #define NO_SUCH_DOMAIN	12345
@@ -307,6 +310,37 @@ TEST_F(gntdev_ioctl, mmap_of_read_only_grant)
 	grants_close(&read_only);
 }
 
+/* The second grant may only be read: an attempt to write maps the first alone. */
+TEST_F(gntdev_ioctl, mmap_that_failed_can_be_tried_again)
+{
+	struct grants read_only;
+	grant_ref_t ref[2];
+	__s64 index;
+	char *mem;
+
+	ASSERT_EQ(0, grants_open(&read_only, 1, DOM0, 0));
+	fill_page(read_only.mem, 7);
+	ref[0] = self->ref[0];
+	ref[1] = read_only.ref[0];
+	index = gntdev_add(self->fd, DOM0, ref, 2);
+	ASSERT_LE(0, index);
+
+	EXPECT_ERRNO(EINVAL, mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED,
+				  self->fd, index));
+	EXPECT_FALSE(grant_mapped(&self->env.table, ref[0]));
+	mem = mmap(NULL, 2 * PAGE_SIZE, PROT_READ, MAP_SHARED, self->fd, index);
+	ASSERT_NE(MAP_FAILED, mem);
+	EXPECT_TRUE(page_holds(page(mem, 0), 0));
+	EXPECT_TRUE(page_holds(page(mem, 1), 7));
+
+	/* Once it has been mapped it cannot be mapped again. */
+	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+	EXPECT_ERRNO(EINVAL, mmap(NULL, 2 * PAGE_SIZE, PROT_READ, MAP_SHARED,
+				  self->fd, index));
+	EXPECT_EQ(0, gntdev_remove(self->fd, index, 2));
+	grants_close(&read_only);
+}
+
 /* UNMAP_GRANT_REF */
 
 TEST_F(gntdev_ioctl, unmap_grant_ref_of_what_is_not_there)
@@ -431,6 +465,78 @@ TEST_F(gntdev_ioctl, clear_byte_at_munmap)
 	EXPECT_EQ('x', self->mem[5]);
 	EXPECT_EQ('x', self->mem[PAGE_SIZE + 4]);
 	EXPECT_EQ('x', self->mem[PAGE_SIZE + 6]);
+}
+
+/* An event channel from this domain to itself: @to is its port at file @fd[1]. */
+static bool open_channel(int *fd, __u32 *to)
+{
+	struct ioctl_evtchn_bind_unbound_port unbound = { .remote_domain = DOM0 };
+	struct ioctl_evtchn_bind_interdomain bind = { .remote_domain = DOM0 };
+	int port;
+
+	fd[0] = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	fd[1] = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	port = ioctl(fd[0], IOCTL_EVTCHN_BIND_UNBOUND_PORT, &unbound);
+	if (port < 0)
+		return false;
+	bind.remote_port = port;
+	port = ioctl(fd[1], IOCTL_EVTCHN_BIND_INTERDOMAIN, &bind);
+	*to = port;
+	return port >= 0;
+}
+
+/* Has the port at @fd got an event within @ms? It can get another one then. */
+static bool event_came(int fd, int ms)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+	__u32 port;
+
+	return poll(&poll_fd, 1, ms) == 1 &&
+	       read(fd, &port, sizeof(port)) == sizeof(port) &&
+	       write(fd, &port, sizeof(port)) == sizeof(port);
+}
+
+/*
+ * The peer waits for the event, and must not have to wait for those who hold the
+ * pages.
+ */
+TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
+{
+	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	int channel[2], pipe_fd[2];
+	char *mem, copy[PAGE_SIZE];
+	__u32 port;
+
+	ASSERT_LE(0, index);
+	ASSERT_TRUE(open_channel(channel, &port));
+	/* Binding a channel raises an event, too. */
+	event_came(channel[0], 1000);
+	ASSERT_EQ(0, pipe2(pipe_fd, O_CLOEXEC));
+	mem = mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, self->fd, index);
+	ASSERT_NE(MAP_FAILED, mem);
+	ASSERT_EQ(0, set_notify(self->fd, index + 5,
+				UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT,
+				port));
+	self->mem[5] = 'x';
+	ASSERT_TRUE(hold(pipe_fd, page(mem, 1), 1));
+
+	/* The map is in the file still. */
+	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+	EXPECT_FALSE(event_came(channel[0], 0));
+	EXPECT_EQ(0, gntdev_remove(self->fd, index, 2));
+	EXPECT_TRUE(event_came(channel[0], WAIT_MS));
+	EXPECT_EQ(0, self->mem[5]);
+	EXPECT_TRUE(grant_mapped(&self->env.table, self->ref[1]));
+
+	/* It comes once. */
+	EXPECT_TRUE(drain(pipe_fd, copy));
+	EXPECT_TRUE(page_holds(copy, 1));
+	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, self->ref[1])));
+	EXPECT_FALSE(event_came(channel[0], 100));
+	close(channel[0]);
+	close(channel[1]);
+	close(pipe_fd[0]);
+	close(pipe_fd[1]);
 }
 
 TEST_F(gntdev_ioctl, clear_byte_of_page_that_was_not_mapped)

@@ -418,6 +418,19 @@ TEST_F(gntdev_vma, clear_refs_leaves_the_ptes)
 	close(fd);
 }
 
+/* It is about memory that the process has written to since, and takes nothing away. */
+TEST_F(gntdev_vma, clearing_soft_dirty_bits_unmaps_nothing)
+{
+	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		SKIP(return, "no /proc/self/clear_refs");
+	ASSERT_TRUE(hold(self->pipe, at(1), 1));
+	EXPECT_EQ(1, write(fd, "4", 1));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	close(fd);
+}
+
 /* The other process maps, this one looks and changes. */
 TEST_F(gntdev_vma, ptrace_reads_and_writes_the_mapping)
 {
