@@ -532,7 +532,7 @@ static struct plan make_plan(struct slot *s)
 		HOLD_NOT, HOLD_PIPE, HOLD_PIPE, HOLD_PIPE, HOLD_RING, HOLD_RING,
 		HOLD_WRITE, HOLD_READ, HOLD_PIN, HOLD_PIN,
 	};
-	/* How long: mostly short, at times longer than a close() waits */
+	/* How long: mostly short, at times long */
 	static const unsigned int hold_ms[] = { 1, 10, 30, 100, 100, 300, 1000, 3000 };
 	struct plan p = { };
 
@@ -595,10 +595,7 @@ static void reap(struct slot *s, pid_t pid)
 		fail_in(s, "a worker ended with status %#x", status);
 }
 
-/*
- * Until the worker only waits to end, which takes up to a second when its pages
- * are in use, or is no more.
- */
+/* Until the worker has let go of its pages, or is no more */
 static bool worker_done(struct slot *s, const struct plan *p, pid_t pid)
 {
 	if (p->kill_after_us) {
