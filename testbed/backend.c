@@ -5,6 +5,10 @@
  *   backend echo DEVICE MS	each packet that is sent to the network DEVICE goes
  *				at once, and a copy of it MS later, which refers to
  *				the same pages; 0: no more
+ *   backend delay DEVICE MS	all packets go MS later
+ *   backend listen DEVICE N PAGES
+ *				reads what is sent to DEVICE until it has read each
+ *				page of "write N" of the frontend twice
  *   backend pressure SECONDS DISK MIB FREE
  *				with FREE MiB of memory left, writes MIB to DISK
  *				and reads it, again and again, while granted
@@ -25,6 +29,8 @@
 #include <sys/wait.h>
 #include <arpa/inet.h>
 #include <net/if.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
@@ -34,6 +40,8 @@
 #define RW	(PROT_READ | PROT_WRITE)
 #define HELD	16
 #define PORT	5000
+/* What "frontend ... write N" fills page I of the disk with */
+#define FRONTEND_STAMP(n, i)	((n) * 1000 + (i))
 /* How much of a page goes into one packet */
 #define PAYLOAD	1000
 
@@ -76,10 +84,10 @@ static int netlink(struct qdisc_request *req)
 }
 
 /*
- * netem duplicates every packet. The duplicate is put into the queue first;
+ * For an echo netem duplicates every packet. The duplicate is put into the queue first;
  * of two packets (gap) it delays one and lets the next pass.
  */
-static int packets_echo(const char *device, unsigned int ms)
+static int packets_late(const char *device, unsigned int ms, bool echo)
 {
 	struct qdisc_request req = {
 		.head.nlmsg_len = NLMSG_LENGTH(sizeof(req.tc)),
@@ -88,7 +96,9 @@ static int packets_echo(const char *device, unsigned int ms)
 		.tc.tcm_parent = TC_H_ROOT,
 		.tc.tcm_ifindex = if_nametoindex(device),
 	};
-	struct tc_netem_qopt opt = { .limit = 10000, .gap = 2, .duplicate = ~0 };
+	struct tc_netem_qopt opt = {
+		.limit = 10000, .gap = echo ? 2 : 0, .duplicate = echo ? ~0 : 0,
+	};
 	__s64 delay = ms * 1000000LL;
 	struct rtattr *options;
 	int error;
@@ -108,6 +118,55 @@ static int packets_echo(const char *device, unsigned int ms)
 	if (error) {
 		errno = -error;
 		err(1, "netem on %s", device);
+	}
+	return 0;
+}
+
+static bool all_twice(const unsigned int *seen, unsigned int pages)
+{
+	unsigned int i;
+
+	for (i = 0; i < pages; i++)
+		if (seen[i] < 2)
+			return false;
+	return true;
+}
+
+/*
+ * A page is read from its packet here, some time after the packet was sent: until
+ * then this socket has it. A packet may be larger than a page, and have it anywhere.
+ */
+static int listen_for(const char *device, unsigned int n, unsigned int pages)
+{
+	struct sockaddr_ll from = {
+		.sll_family = AF_PACKET,
+		.sll_protocol = htons(ETH_P_ALL),
+		.sll_ifindex = if_nametoindex(device),
+	};
+	const struct timeval patience = { .tv_sec = 30 };
+	int sock = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
+	static char packet[128 * 1024], want[HELD][PAGE_SIZE];
+	unsigned int i, seen[HELD] = { };
+
+	if (sock < 0 || bind(sock, (struct sockaddr *)&from, sizeof(from)) ||
+	    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
+		err(1, "cannot listen to %s", device);
+	if (pages > HELD)
+		errx(1, "%u pages", pages);
+	for (i = 0; i < pages; i++)
+		fill_page(want[i], FRONTEND_STAMP(n, i));
+	while (!all_twice(seen, pages)) {
+		socklen_t size = sizeof(from);
+		ssize_t len = recvfrom(sock, packet, sizeof(packet), 0,
+				       (struct sockaddr *)&from, &size);
+
+		if (len < 0)
+			err(1, "cannot read a packet");
+		/* On "lo" it comes in, too. */
+		if (from.sll_pkttype != PACKET_OUTGOING)
+			continue;
+		for (i = 0; i < pages; i++)
+			seen[i] += !!memmem(packet, len, want[i], PAGE_SIZE);
 	}
 	return 0;
 }
@@ -489,8 +548,10 @@ int main(int argc, char **argv)
 		return grant(strtoul(argv[2], NULL, 10));
 	if (argc > 3 && !strcmp(argv[1], "use"))
 		return use(strtoul(argv[2], NULL, 10), argv + 3, argc - 3);
-	if (argc == 4 && !strcmp(argv[1], "echo"))
-		return packets_echo(argv[2], strtoul(argv[3], NULL, 10));
+	if (argc == 4 && (!strcmp(argv[1], "echo") || !strcmp(argv[1], "delay")))
+		return packets_late(argv[2], strtoul(argv[3], NULL, 10), !strcmp(argv[1], "echo"));
+	if (argc == 5 && !strcmp(argv[1], "listen"))
+		return listen_for(argv[2], strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
 	if (argc == 6 && !strcmp(argv[1], "pressure"))
 		return pressure(strtoul(argv[2], NULL, 10), argv[3], strtoul(argv[4], NULL, 10),
 				strtoul(argv[5], NULL, 10));
