@@ -12,6 +12,8 @@
  *   connected	waits until the backend has connected
  *   submit N	writes data that N stands for to the first pages of the disk
  *   finish	waits for the responses
+ *   abort	for vscsi, asks the backend to abort what was submitted last
+ *   aborted	waits until it tells that both the command and the abort have ended so
  *   write N	submit N and finish
  *   read N	reads the pages, and compares them
  *   disk FILE:N compares the pages of the block device FILE
@@ -172,6 +174,9 @@ struct vbd_response {
 
 /* xen/interface/io/vscsiif.h */
 #define VSCSI_CDB		1
+#define VSCSI_ABORT		2
+#define VSCSI_HOST_ABORT	(5 << 16)
+#define VSCSI_ABORT_SUCCESS	0x2002
 #define VSCSI_TO_DEVICE		1
 #define VSCSI_FROM_DEVICE	2
 #define READ_10			0x28
@@ -341,11 +346,19 @@ static void vscsi_request(struct device *dev, struct vscsi_request *req, bool is
 	}
 }
 
-/* There is never more than one request on the way. */
-static void submit(struct device *dev, bool is_write)
+static void push_request(struct device *dev)
 {
 	struct ioctl_evtchn_notify notify = { .port = dev->port };
 
+	dev->requests++;
+	__atomic_store_n(&dev->ring->req_prod, dev->requests, __ATOMIC_RELEASE);
+	if (ioctl(dev->evtchn, IOCTL_EVTCHN_NOTIFY, &notify))
+		err(1, "notify");
+}
+
+/* The pages are in one request only at a time. */
+static void submit(struct device *dev, bool is_write)
+{
 	/* A ring has room for more than a test asks for: no entry is used again. */
 	if (is_scsi(dev))
 		vscsi_request(dev, (struct vscsi_request *)dev->ring->entries + dev->requests,
@@ -353,10 +366,7 @@ static void submit(struct device *dev, bool is_write)
 	else
 		vbd_request(dev, (struct vbd_request *)dev->ring->entries + dev->requests,
 			    is_write);
-	dev->requests++;
-	__atomic_store_n(&dev->ring->req_prod, dev->requests, __ATOMIC_RELEASE);
-	if (ioctl(dev->evtchn, IOCTL_EVTCHN_NOTIFY, &notify))
-		err(1, "notify");
+	push_request(dev);
 }
 
 /* An entry is as large as a request. */
@@ -387,17 +397,55 @@ static void wait_for_event(struct device *dev, __u64 deadline)
 		err(1, "event");
 }
 
+static void wait_for_response(struct device *dev, __u64 deadline)
+{
+	__atomic_store_n(&dev->ring->rsp_event, dev->responses + 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&dev->ring->rsp_prod, __ATOMIC_SEQ_CST) == dev->responses)
+		wait_for_event(dev, deadline);
+	dev->responses++;
+}
+
 static void finish(struct device *dev)
 {
 	__u64 deadline = now_ms() + PATIENCE_MS;
 
-	for (; dev->responses < dev->requests; dev->responses++) {
-		__atomic_store_n(&dev->ring->rsp_event, dev->responses + 1, __ATOMIC_SEQ_CST);
-		while (__atomic_load_n(&dev->ring->rsp_prod, __ATOMIC_SEQ_CST) == dev->responses)
-			wait_for_event(dev, deadline);
-		if (status(dev, dev->responses))
-			errx(1, "request %u failed: %#x", dev->responses, status(dev, dev->responses));
+	while (dev->responses < dev->requests) {
+		wait_for_response(dev, deadline);
+		if (status(dev, dev->responses - 1))
+			errx(1, "a request failed: %#x", status(dev, dev->responses - 1));
 	}
+}
+
+static void abort_last(struct device *dev)
+{
+	struct vscsi_request *req = (struct vscsi_request *)dev->ring->entries + dev->requests;
+
+	req->id = dev->requests;
+	req->act = VSCSI_ABORT;
+	req->ref_id = dev->requests - 1;
+	push_request(dev);
+}
+
+static void expect_aborted(struct device *dev)
+{
+	__u64 deadline = now_ms() + PATIENCE_MS;
+	bool ended[2] = { };
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		struct vscsi_response *response =
+			(void *)((struct vscsi_request *)dev->ring->entries + dev->responses);
+		bool is_abort;
+
+		wait_for_response(dev, deadline);
+		is_abort = response->id == dev->requests - 1;
+		if (response->result != (is_abort ? VSCSI_ABORT_SUCCESS : VSCSI_HOST_ABORT))
+			errx(1, "the %s has the result %#x", is_abort ? "abort" : "command",
+			     response->result);
+		ended[is_abort] = true;
+	}
+	if (!ended[0] || !ended[1])
+		errx(1, "the %s has not ended", ended[0] ? "abort" : "command");
 }
 
 static void submit_write(struct device *dev, unsigned int n)
@@ -491,6 +539,10 @@ static bool do_step(struct device *dev, const char *step, const char *arg)
 			set_state(dev, CONNECTED);
 	} else if (!strcmp(step, "finish")) {
 		finish(dev);
+	} else if (is_scsi(dev) && !strcmp(step, "abort")) {
+		abort_last(dev);
+	} else if (is_scsi(dev) && !strcmp(step, "aborted")) {
+		expect_aborted(dev);
 	} else if (!strcmp(step, "held")) {
 		if (!wait_for(waited_ms(dev) >= 0))
 			errx(1, "no page is held");
