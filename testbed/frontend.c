@@ -23,11 +23,12 @@
  *   mapped	some grant that was ever offered is mapped
  *   unmapped	none is
  *   released	waits until none is
+ *   removed	removes the device, at once, and waits until it is gone
  *   !COMMAND	runs it
  *
  * Data and rings are new with each offer; what has been granted before stays
- * granted, so nothing that a backend does late goes unnoticed.  The device is
- * removed at the end.
+ * granted, so nothing that a backend does late goes unnoticed.  At the end the device
+ * is removed, and everything must have been unmapped.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -269,6 +270,14 @@ static bool is_present(const struct device *dev)
 
 	sprintf(path, "/sys/bus/xen-backend/devices/%s-0-%s", dev->type, dev->id);
 	return !access(path, F_OK);
+}
+
+static void remove_device(const struct device *dev)
+{
+	xs_remove(dev->front);
+	xs_remove(dev->back);
+	if (!wait_for(!is_present(dev)))
+		errx(1, "the device does not go");
 }
 
 static unsigned int count_mapped(const struct device *dev)
@@ -554,6 +563,8 @@ static bool do_step(struct device *dev, const char *step, const char *arg)
 		}
 		set_state(dev, CLOSED);
 		wait_for_state(dev, CLOSED);
+	} else if (!strcmp(step, "removed")) {
+		remove_device(dev);
 	} else if (!strcmp(step, "mapped")) {
 		expect_mapped(dev, true);
 	} else if (!strcmp(step, "unmapped")) {
@@ -610,10 +621,7 @@ int main(int argc, char **argv)
 			errx(2, "no step '%s'", step);
 		printf("%s-%s: %s took %llu ms\n", dev.type, dev.id, step, now_ms() - begin);
 	}
-	xs_remove(dev.front);
-	xs_remove(dev.back);
-	if (!wait_for(!is_present(&dev)))
-		errx(1, "the device does not go");
+	remove_device(&dev);
 	if (!wait_for(!count_mapped(&dev)))
 		errx(1, "%u grants are still mapped", count_mapped(&dev));
 	return 0;
