@@ -9,6 +9,14 @@
  *   backend listen DEVICE N PAGES
  *				reads what is sent to DEVICE until it has read each
  *				page of "write N" of the frontend twice
+ *   backend hold DEVICE	packets to the network DEVICE stay in its queue
+ *   backend go DEVICE		until this lets them go
+ *   backend send ADDRESS COUNT	sends pages there, a datagram each
+ *   backend fill ADDRESS COUNT	sends as many other datagrams
+ *   backend receive COUNT FILE	goes on in the background, and makes FILE when all of
+ *				them have come
+ *   backend tap DEVICE MAC COUNT
+ *				makes a tap, and ends when all of them have come there
  *   backend pressure SECONDS DISK MIB FREE
  *				with FREE MiB of memory left, writes MIB to DISK
  *				and reads it, again and again, while granted
@@ -24,13 +32,19 @@
 #define _GNU_SOURCE
 #include <err.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <netinet/ether.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
+#include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
@@ -64,8 +78,23 @@ static void *add_attr(struct qdisc_request *req, int type, const void *data, siz
 	return attr;
 }
 
-/* Returns 0 or a negative error. */
-static int netlink(struct qdisc_request *req)
+/* For a queueing discipline that takes the place of the device's. */
+static struct qdisc_request qdisc_request(const char *device)
+{
+	struct qdisc_request req = {
+		.head.nlmsg_len = NLMSG_LENGTH(sizeof(req.tc)),
+		.head.nlmsg_type = RTM_NEWQDISC,
+		.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+		.tc.tcm_parent = TC_H_ROOT,
+		.tc.tcm_ifindex = if_nametoindex(device),
+	};
+
+	if (!req.tc.tcm_ifindex)
+		err(1, "no network device %s", device);
+	return req;
+}
+
+static int netlink(struct qdisc_request *req, const char *device)
 {
 	struct {
 		struct nlmsghdr head;
@@ -80,7 +109,11 @@ static int netlink(struct qdisc_request *req)
 	    recv(sock, &answer, sizeof(answer), 0) < (ssize_t)NLMSG_LENGTH(sizeof(int)))
 		err(1, "netlink");
 	close(sock);
-	return answer.error.error;
+	if (answer.error.error) {
+		errno = -answer.error.error;
+		err(1, "queueing discipline of %s", device);
+	}
+	return 0;
 }
 
 /*
@@ -89,22 +122,13 @@ static int netlink(struct qdisc_request *req)
  */
 static int packets_late(const char *device, unsigned int ms, bool echo)
 {
-	struct qdisc_request req = {
-		.head.nlmsg_len = NLMSG_LENGTH(sizeof(req.tc)),
-		.head.nlmsg_type = RTM_NEWQDISC,
-		.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
-		.tc.tcm_parent = TC_H_ROOT,
-		.tc.tcm_ifindex = if_nametoindex(device),
-	};
+	struct qdisc_request req = qdisc_request(device);
 	struct tc_netem_qopt opt = {
 		.limit = 10000, .gap = echo ? 2 : 0, .duplicate = echo ? ~0 : 0,
 	};
 	__s64 delay = ms * 1000000LL;
 	struct rtattr *options;
-	int error;
 
-	if (!req.tc.tcm_ifindex)
-		err(1, "no network device %s", device);
 	if (ms) {
 		add_attr(&req, TCA_KIND, "netem", sizeof("netem"));
 		options = add_attr(&req, TCA_OPTIONS, &opt, sizeof(opt));
@@ -114,12 +138,21 @@ static int packets_late(const char *device, unsigned int ms, bool echo)
 		req.head.nlmsg_type = RTM_DELQDISC;
 		req.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
 	}
-	error = netlink(&req);
-	if (error) {
-		errno = -error;
-		err(1, "netem on %s", device);
+	return netlink(&req, device);
+}
+
+/* A plug holds the packets that come, until it is told to let all go. */
+static int packets_hold(const char *device, bool hold)
+{
+	struct qdisc_request req = qdisc_request(device);
+	struct tc_plug_qopt opt = { .action = TCQ_PLUG_RELEASE_INDEFINITE };
+
+	add_attr(&req, TCA_KIND, "plug", sizeof("plug"));
+	if (!hold) {
+		req.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+		add_attr(&req, TCA_OPTIONS, &opt, sizeof(opt));
 	}
-	return 0;
+	return netlink(&req, device);
 }
 
 static bool all_twice(const unsigned int *seen, unsigned int pages)
@@ -503,20 +536,28 @@ static void send_page(int sock, char *mem)
 	close(pipes[1]);
 }
 
+static int connected(const char *address, unsigned int port)
+{
+	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
+		errx(1, "'%s' is not an address", address);
+	if (sock < 0 || connect(sock, (struct sockaddr *)&there, sizeof(there)))
+		err(1, "%s", address);
+	return sock;
+}
+
 static int swapped(const char *address)
 {
-	struct sockaddr_in there = { .sin_family = AF_INET, .sin_port = htons(PORT) };
 	const struct timeval patience = { .tv_sec = 60 };
-	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int sock = connected(address, PORT);
 	unsigned int i, arrived = 0;
 	char data[PAYLOAD];
 	ssize_t len;
 	char *mem;
 
-	if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
-		errx(1, "'%s' is not an address", address);
-	if (sock < 0 || connect(sock, (struct sockaddr *)&there, sizeof(there)) ||
-	    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
+	if (setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
 		err(1, "%s", address);
 	mem = swap_cached(HELD);
 	for (i = 0; i < HELD; i++)
@@ -538,6 +579,128 @@ static int swapped(const char *address)
 	return 0;
 }
 
+/* Pages that a guest sends: the network gets the guest's own pages, not copies. */
+
+static char *sent_pages(unsigned int count)
+{
+	char *mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned int i;
+
+	if (mem == MAP_FAILED)
+		err(1, "mmap");
+	for (i = 0; i < count; i++)
+		fill_page(page(mem, i), i);
+	return mem;
+}
+
+static int send_pages(const char *address, unsigned int count)
+{
+	int sock = connected(address, PORT);
+	char *mem = sent_pages(count);
+	unsigned int i;
+
+	for (i = 0; i < count; i++)
+		send_page(sock, page(mem, i));
+	return 0;
+}
+
+/* To another port, or they would take the room of the pages in the socket's queue. */
+static int fill(const char *address, unsigned int count)
+{
+	int sock = connected(address, PORT + 1);
+
+	while (count--)
+		if (send(sock, "", 1, 0) != 1)
+			err(1, "%s", address);
+	return 0;
+}
+
+/* Which pages have come, if they are right. */
+struct arrivals {
+	char *mem;
+	bool *seen;
+	unsigned int count, left;
+};
+
+static struct arrivals arrivals(unsigned int count)
+{
+	struct arrivals a = {
+		.mem = sent_pages(count),
+		.seen = calloc(count, sizeof(bool)),
+		.count = count,
+		.left = count,
+	};
+
+	if (!a.seen)
+		err(1, "calloc");
+	return a;
+}
+
+static void arrive(struct arrivals *a, const char *data)
+{
+	unsigned int i;
+
+	for (i = 0; i < a->count && memcmp(data, page(a->mem, i), PAYLOAD); i++)
+		;
+	if (i == a->count)
+		errx(1, "what has come was not sent");
+	a->left -= !a->seen[i];
+	a->seen[i] = true;
+}
+
+static int receive(unsigned int count, const char *path)
+{
+	const struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct arrivals a = arrivals(count);
+	char data[PAYLOAD];
+
+	if (sock < 0 || bind(sock, (const struct sockaddr *)&here, sizeof(here)))
+		err(1, "port %u", PORT);
+	if (daemon(1, 0))
+		err(1, "daemon");
+	while (a.left)
+		if (recv(sock, data, sizeof(data), 0) == PAYLOAD)
+			arrive(&a, data);
+	return open(path, O_CREAT | O_WRONLY, 0644) < 0;
+}
+
+static int tap(const char *device, const char *mac, unsigned int count)
+{
+	const struct ether_addr *addr = ether_aton(mac);
+	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI };
+	struct {
+		struct ether_header eth;
+		struct iphdr ip;
+		struct udphdr udp;
+		char data[PAYLOAD];
+	} __attribute__((packed)) frame;
+	struct ether_header hello = { .ether_type = htons(ETHERTYPE_LOOPBACK) };
+	struct arrivals a = arrivals(count);
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+	struct pollfd poller = { .fd = fd, .events = POLLIN };
+
+	if (!addr)
+		errx(1, "'%s' is not an address", mac);
+	strncpy(ifr.ifr_name, device, IFNAMSIZ - 1);
+	if (fd < 0 || ioctl(fd, TUNSETIFF, &ifr))
+		err(1, "%s", device);
+	memset(hello.ether_dhost, 0xff, ETH_ALEN);
+	memcpy(hello.ether_shost, addr, ETH_ALEN);
+	while (a.left) {
+		int ready = poll(&poller, 1, 100);
+
+		/* Let the bridge know where we are; it fails before the device is up. */
+		if (!ready && write(fd, &hello, sizeof(hello)) < 0 && errno != EIO)
+			err(1, "%s", device);
+		if (ready > 0 && read(fd, &frame, sizeof(frame)) == sizeof(frame) &&
+		    frame.eth.ether_type == htons(ETHERTYPE_IP) &&
+		    frame.ip.protocol == IPPROTO_UDP && frame.udp.dest == htons(PORT))
+			arrive(&a, frame.data);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "answer"))
@@ -552,9 +715,21 @@ int main(int argc, char **argv)
 		return packets_late(argv[2], strtoul(argv[3], NULL, 10), !strcmp(argv[1], "echo"));
 	if (argc == 5 && !strcmp(argv[1], "listen"))
 		return listen_for(argv[2], strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
+	if (argc == 3 && !strcmp(argv[1], "hold"))
+		return packets_hold(argv[2], true);
+	if (argc == 3 && !strcmp(argv[1], "go"))
+		return packets_hold(argv[2], false);
+	if (argc == 4 && !strcmp(argv[1], "send"))
+		return send_pages(argv[2], strtoul(argv[3], NULL, 10));
+	if (argc == 4 && !strcmp(argv[1], "fill"))
+		return fill(argv[2], strtoul(argv[3], NULL, 10));
+	if (argc == 4 && !strcmp(argv[1], "receive"))
+		return receive(strtoul(argv[2], NULL, 10), argv[3]);
+	if (argc == 5 && !strcmp(argv[1], "tap"))
+		return tap(argv[2], argv[3], strtoul(argv[4], NULL, 10));
 	if (argc == 6 && !strcmp(argv[1], "pressure"))
 		return pressure(strtoul(argv[2], NULL, 10), argv[3], strtoul(argv[4], NULL, 10),
 				strtoul(argv[5], NULL, 10));
-	fprintf(stderr, "usage: backend echo DEVICE MS | pressure SECONDS DISK MIB FREE | grant COUNT | use DOMID REF... | answer | swapped ADDRESS\n");
+	fprintf(stderr, "usage: backend echo DEVICE MS | hold DEVICE | go DEVICE | send ADDRESS COUNT | fill ADDRESS COUNT | receive COUNT FILE | tap DEVICE MAC COUNT | pressure SECONDS DISK MIB FREE | grant COUNT | use DOMID REF... | answer | swapped ADDRESS\n");
 	return 2;
 }
