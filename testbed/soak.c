@@ -13,13 +13,19 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <linux/sockios.h>
 
 #include "xen_grant.h"
+#include <xen/evtchn.h>
 #include "direct_io.h"
 #include "../../../../mm/gup_test.h"
 
@@ -28,6 +34,11 @@
 #define SLOT_PAGES	32
 #define MAX_GUESTS	8
 #define PIPE_PAGES	64
+/* A socket takes all pages of a slot, and more. */
+#define SOCKET_SIZE	(1024 * 1024)
+/* The bytes that the ends of a vchan clear */
+#define CLIENT_LIVE	20
+#define SERVER_LIVE	21
 #define PROGRESS_MS	5000
 /* For all to be unmapped once everything is released */
 #define END_MS		60000
@@ -47,6 +58,8 @@ enum holder {
 	HOLD_RING,
 	HOLD_WRITE,
 	HOLD_READ,
+	HOLD_TCP,
+	HOLD_UNIX,
 	NR_HOLDERS
 };
 
@@ -57,13 +70,14 @@ enum release {
 	LET_MADVISE,
 	LET_RACE,
 	LET_REMOVE,
+	LET_MAP_OVER,
 	LET_EXIT,
 	NR_RELEASES
 };
 
 static const char *const holder_names[] = {
 	"nobody", "a pipe", "a long-term pin", "a registered buffer",
-	"a direct write", "a direct read",
+	"a direct write", "a direct read", "a TCP socket", "a UNIX socket",
 };
 
 /* One round, all drawn before the worker starts */
@@ -76,6 +90,9 @@ struct plan {
 	unsigned int hold_ms;
 	bool rewrite;		/* the granting side changes held pages */
 	bool wait;		/* until all is unmapped */
+	bool clear_refs;	/* which takes nothing away */
+	bool fail_first;	/* an mmap() that fails, and is tried again */
+	bool vchan;		/* the worker has both ends of one, too */
 	__u64 seed;		/* of the worker's own choices */
 };
 
@@ -83,7 +100,7 @@ struct plan {
 struct shared {
 	bool stop;
 	bool failed;
-	unsigned int rounds, kills, checked, lives, refused;
+	unsigned int rounds, kills, checked, lives, refused, vchans;
 	unsigned int held[NR_HOLDERS];
 	grant_ref_t ref[SLOTS][SLOT_PAGES];
 	unsigned int live_slots;
@@ -93,6 +110,7 @@ struct shared {
 struct report {
 	void *buffer;	/* that it has registered */
 	bool done;	/* it has let go of what it will let go of before it ends */
+	bool vchan;	/* both ends of its vchan are set up */
 };
 
 struct slot {
@@ -100,8 +118,13 @@ struct slot {
 	__u64 rng;
 	__u32 generation;
 	struct grants grants;
+	struct grants read_only;	/* a page */
 	struct grant_table table;
 	int pipe[2];
+	int tcp[2], local[2];		/* to read, to write */
+	int vchan_pipe[2];
+	int client_gone, server_gone;	/* event channels of this round */
+	__u32 client_port, server_port;
 	int gup;
 	struct uring ring;
 	struct report *report;
@@ -255,6 +278,127 @@ static int gntdev_open(void)
 	return fd;
 }
 
+/* Make a socket hold the pages themselves. */
+static bool hold_in_socket(int sock, void *mem, size_t left)
+{
+	struct iovec iov = { mem, left };
+	int fds[2];
+	ssize_t len;
+
+	if (pipe(fds) || fcntl(fds[1], F_SETPIPE_SZ, PIPE_PAGES * PAGE_SIZE) < 0 ||
+	    vmsplice(fds[1], &iov, 1, 0) != (ssize_t)left)
+		return false;
+	for (; left; left -= len) {
+		len = splice(fds[0], NULL, sock, NULL, left, 0);
+		if (len <= 0)
+			return false;
+	}
+	close(fds[0]);
+	close(fds[1]);
+	return true;
+}
+
+static int port_connect(int fd, __u32 port)
+{
+	struct ioctl_evtchn_bind_interdomain op = {
+		.remote_domain = DOM0, .remote_port = port,
+	};
+
+	return ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, &op);
+}
+
+/* Both ends of a vchan, each of which tells when it is gone. */
+static const char *worker_vchan(const struct slot *s, int gntdev)
+{
+	struct ioctl_gntalloc_unmap_notify server = {
+		.action = UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT,
+	};
+	struct ioctl_gntdev_unmap_notify client = {
+		.action = UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT,
+	};
+	int evtchn = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	int server_port = port_connect(evtchn, s->server_port);
+	int client_port = port_connect(evtchn, s->client_port);
+	struct grants grants;
+	__s64 index;
+	char *mem;
+
+	if (server_port < 0 || client_port < 0)
+		return "connect event channels";
+	if (grants_open(&grants, 1, DOM0, GNTALLOC_FLAG_WRITABLE))
+		return "grant a page";
+	fill_page(grants.mem, s->nr);
+	grants.mem[CLIENT_LIVE] = grants.mem[SERVER_LIVE] = 1;
+	index = gntdev_add(gntdev, DOM0, grants.ref, 1);
+	mem = index < 0 ? MAP_FAILED : mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, gntdev, index);
+	if (mem == MAP_FAILED || !hold(s->vchan_pipe, mem, 1))
+		return "map the page of a vchan";
+	server.index = grants.index + SERVER_LIVE;
+	server.event_channel_port = server_port;
+	client.index = index + CLIENT_LIVE;
+	client.event_channel_port = client_port;
+	if (ioctl(grants.fd, IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, &server) ||
+	    ioctl(gntdev, IOCTL_GNTDEV_SET_UNMAP_NOTIFY, &client))
+		return "ask to be notified";
+	__atomic_store_n(&s->report->vchan, true, __ATOMIC_RELEASE);
+	/* They go with the process, or the client's end now. */
+	if (s->generation & 1 && (munmap(mem, PAGE_SIZE) || gntdev_remove(gntdev, index, 1)))
+		return "munmap a vchan";
+	return NULL;
+}
+
+/* A page of two can only be read: to map both for writing fails. */
+static const char *worker_fail_first(const struct slot *s, const struct plan *p, int gntdev)
+{
+	grant_ref_t ref[2] = { s->grants.ref[p->first], s->read_only.ref[0] };
+	__s64 index = gntdev_add(gntdev, DOM0, ref, 2);
+	char *mem;
+
+	if (index < 0)
+		return "map grants";
+	if (mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, gntdev, index) != MAP_FAILED || errno != EINVAL)
+		return "fail to mmap a read-only grant";
+	mem = mmap(NULL, 2 * PAGE_SIZE, PROT_READ, MAP_SHARED, gntdev, index);
+	if (mem == MAP_FAILED)
+		return "mmap after a failure";
+	if (memcmp(mem, s->grants.mem + p->first * PAGE_SIZE, PAGE_SIZE) ||
+	    memcmp(mem + PAGE_SIZE, s->read_only.mem, PAGE_SIZE))
+		return "find in the second mapping what was granted";
+	/* It goes with the process, or now. */
+	if (p->seed & 2 && munmap(mem, 2 * PAGE_SIZE))
+		return "munmap of the second mapping";
+	return NULL;
+}
+
+static bool clear_soft_dirty(void)
+{
+	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+	bool ok = write(fd, "4", 1) == 1;
+
+	close(fd);
+	return ok;
+}
+
+/* Another mapping of the same grants takes the place of some pages. */
+static const char *map_over(const struct slot *s, const struct plan *p, char *mem, int gntdev,
+			    __u64 *rng)
+{
+	unsigned int i, first = draw_below(rng, p->count);
+	unsigned int count = 1 + draw_below(rng, p->count - first);
+	char *at = mem + first * PAGE_SIZE;
+	__s64 index = gntdev_add(gntdev, DOM0, s->grants.ref + p->first + first, count);
+
+	if (index < 0)
+		return "map grants";
+	if (mmap(at, count * PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED, gntdev, index) != at)
+		return "mmap over a mapping";
+	for (i = 0; i < p->count; i++)
+		if (memcmp(mem + i * PAGE_SIZE,
+			   s->grants.mem + (p->first + i) * PAGE_SIZE, PAGE_SIZE))
+			return "find under and beside the new mapping what was granted";
+	return NULL;
+}
+
 /* Returns what could not be done, or NULL. */
 static const char *worker_hold(const struct slot *s, const struct plan *p, char *mem)
 {
@@ -289,6 +433,12 @@ static const char *worker_hold(const struct slot *s, const struct plan *p, char 
 		if (aio_start(&ctx, s->dm.fd, p->holder == HOLD_WRITE, iov.iov_base, iov.iov_len))
 			return "io_submit";
 		break;
+	case HOLD_TCP:
+	case HOLD_UNIX:
+		if (!hold_in_socket(p->holder == HOLD_TCP ? s->tcp[1] : s->local[1],
+				    iov.iov_base, iov.iov_len))
+			return "splice to a socket";
+		break;
 	default:
 		break;
 	}
@@ -320,6 +470,12 @@ static const char *worker_run(const struct slot *s, const struct plan *p)
 			   s->grants.mem + (p->first + i) * PAGE_SIZE, PAGE_SIZE))
 			return "find in the mapping what was granted";
 	error = worker_hold(s, p, race.mem);
+	if (!error && p->vchan)
+		error = worker_vchan(s, fd);
+	if (!error && p->fail_first)
+		error = worker_fail_first(s, p, fd);
+	if (!error && p->clear_refs && !clear_soft_dirty())
+		error = "clear soft-dirty bits";
 	if (error)
 		return error;
 
@@ -343,6 +499,14 @@ static const char *worker_run(const struct slot *s, const struct plan *p)
 		usleep(draw_below(&rng, 1000));
 		__atomic_store_n(&race.stop, true, __ATOMIC_RELAXED);
 		pthread_join(thread, NULL);
+		break;
+	case LET_MAP_OVER:
+		for (i = 0; i < 3 && !error; i++)
+			error = map_over(s, p, race.mem, fd, &rng);
+		if (error)
+			return error;
+		if (draw_below(&rng, 2) && munmap(race.mem, size))
+			return "munmap of several mappings";
 		break;
 	case LET_REMOVE:
 		if (gntdev_remove(fd, index, p->count))
@@ -460,6 +624,75 @@ static void release_pipe(struct slot *s, const struct plan *p, const bool *mappe
 	}
 }
 
+static void release_socket(struct slot *s, const struct plan *p, const bool *mapped)
+{
+	int fd = p->holder == HOLD_TCP ? s->tcp[0] : s->local[0];
+	int left = 0, all = p->hold_count * PAGE_SIZE;
+
+	/* What a killed worker has sent may be less, but nothing comes later. */
+	if (p->holder == HOLD_TCP && !patiently(!ioctl(s->tcp[1], SIOCOUTQ, &left) && !left))
+		fail_in(s, "%d bytes are not acknowledged", left);
+	if (!p->kill_after_us && !patiently(!ioctl(fd, FIONREAD, &left) && left == all))
+		fail_in(s, "%d bytes are in the socket, not %d", left, all);
+	for (;;) {
+		struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+
+		if (poll(&poll_fd, 1, 0) != 1)
+			break;
+		if (recv(fd, s->copy, PAGE_SIZE, MSG_WAITALL) != PAGE_SIZE) {
+			fail_in(s, "cannot read a page from the socket");
+			return;
+		}
+		count(held[p->holder], 1);
+		if (!check_page(s, p, s->copy, mapped))
+			return;
+	}
+}
+
+static bool event_came(int fd)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+
+	return poll(&poll_fd, 1, STEP_MS) == 1;
+}
+
+/* The worker has ended: both ends of its vchan are gone, but for a held page. */
+static void check_vchan(struct slot *s)
+{
+	int left = 0;
+
+	if (s->report->vchan) {
+		if (!event_came(s->client_gone) || !event_came(s->server_gone))
+			hangs("slot %u: an end of a vchan has not told that it is gone", s->nr);
+		count(vchans, 1);
+	}
+	ioctl(s->vchan_pipe[0], FIONREAD, &left);
+	if (left) {
+		if (!drain(s->vchan_pipe, s->copy))
+			fail_in(s, "cannot read the page of a vchan");
+		else if (s->report->vchan && (s->copy[CLIENT_LIVE] || s->copy[SERVER_LIVE]))
+			fail_in(s, "a byte of a vchan is not cleared");
+	} else if (s->report->vchan) {
+		fail_in(s, "the page of a vchan is not in the pipe");
+	}
+	close(s->client_gone);
+	close(s->server_gone);
+}
+
+static bool prepare_vchan(struct slot *s)
+{
+	struct ioctl_evtchn_bind_unbound_port op = { .remote_domain = DOM0 };
+	int client, server;
+
+	s->client_gone = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	s->server_gone = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	client = ioctl(s->client_gone, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &op);
+	server = ioctl(s->server_gone, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &op);
+	s->client_port = client;
+	s->server_port = server;
+	return client >= 0 && server >= 0;
+}
+
 static void release_pin(struct slot *s, const struct plan *p, const bool *mapped)
 {
 	__u64 to = (uintptr_t)s->copy;
@@ -530,7 +763,8 @@ static struct plan make_plan(struct slot *s)
 {
 	static const unsigned char holders[] = {
 		HOLD_NOT, HOLD_PIPE, HOLD_PIPE, HOLD_PIPE, HOLD_RING, HOLD_RING,
-		HOLD_WRITE, HOLD_READ, HOLD_PIN, HOLD_PIN,
+		HOLD_WRITE, HOLD_READ, HOLD_PIN, HOLD_PIN, HOLD_TCP, HOLD_TCP,
+		HOLD_UNIX, HOLD_UNIX,
 	};
 	/* How long: mostly short, at times long */
 	static const unsigned int hold_ms[] = { 1, 10, 30, 100, 100, 300, 1000, 3000 };
@@ -551,6 +785,9 @@ static struct plan make_plan(struct slot *s)
 		p.kill_after_us = 1 + draw_below(&s->rng, 20000);
 	p.rewrite = draw_below(&s->rng, 2);
 	p.wait = draw_below(&s->rng, 2);
+	p.clear_refs = !draw_below(&s->rng, 4);
+	p.fail_first = !draw_below(&s->rng, 4);
+	p.vchan = !draw_below(&s->rng, 4);
 	if (p.holder == HOLD_WRITE || p.holder == HOLD_READ) {
 		/* A process cannot end before its I/O has, so let go first. */
 		p.release = LET_MUNMAP;
@@ -623,7 +860,12 @@ static void slot_round(struct slot *s)
 		fail_in(s, "cannot suspend the disk: %s", strerror(errno));
 		return;
 	}
+	if (p.vchan && !prepare_vchan(s)) {
+		fail_in(s, "cannot open event channels: %s", strerror(errno));
+		return;
+	}
 	s->report->done = false;
+	s->report->vchan = false;
 	pid = worker_start(s, &p);
 	if (pid < 0 || !worker_done(s, &p, pid))
 		return;
@@ -644,19 +886,52 @@ static void slot_round(struct slot *s)
 		release_pin(s, &p, mapped);
 	if (p.holder == HOLD_RING)
 		release_ring(s, &p, mapped);
+	if (p.holder == HOLD_TCP || p.holder == HOLD_UNIX)
+		release_socket(s, &p, mapped);
 	/* Races fill it, too. */
 	release_pipe(s, &p, mapped);
 	if (!direct && !p.kill_after_us)
 		reap(s, pid);
+	if (p.vchan)
+		check_vchan(s);
 	if (p.wait && !patiently(all_unmapped(s)))
 		hangs("slot %u: grants are still mapped %u s after %s has let go of their pages",
 		      s->nr, STEP_MS / 1000, holder_names[p.holder]);
 	count(rounds, 1);
 }
 
+static bool tcp_open(int *fds)
+{
+	struct sockaddr_in addr = {
+		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+	int sock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), size = SOCKET_SIZE;
+	socklen_t len = sizeof(addr);
+
+	fds[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (bind(sock, (struct sockaddr *)&addr, len) ||
+	    getsockname(sock, (struct sockaddr *)&addr, &len) || listen(sock, 1) ||
+	    setsockopt(sock, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size)) ||
+	    setsockopt(fds[1], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)) ||
+	    connect(fds[1], (struct sockaddr *)&addr, len))
+		return false;
+	fds[0] = accept(sock, NULL, NULL);
+	close(sock);
+	return fds[0] >= 0;
+}
+
+static bool sockets_open(struct slot *s)
+{
+	int size = SOCKET_SIZE;
+
+	return tcp_open(s->tcp) && !socketpair(AF_UNIX, SOCK_STREAM, 0, s->local) &&
+	       !setsockopt(s->local[1], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
+}
+
 static bool slot_set_up(struct slot *s)
 {
 	if (grants_open(&s->grants, SLOT_PAGES, DOM0, GNTALLOC_FLAG_WRITABLE) ||
+	    grants_open(&s->read_only, 1, DOM0, 0) || pipe(s->vchan_pipe) || !sockets_open(s) ||
 	    grant_table_open(&s->table) ||
 	    pipe(s->pipe) || fcntl(s->pipe[1], F_SETPIPE_SZ, PIPE_PAGES * PAGE_SIZE) < 0 ||
 	    uring_open(&s->ring, NULL, 0) || disk_open(&s->disk) || dm_open(&s->dm, &s->disk))
@@ -687,9 +962,16 @@ static void slot_run(unsigned int nr)
 	uring_close(&s.ring);
 	close(s.pipe[0]);
 	close(s.pipe[1]);
+	close(s.vchan_pipe[0]);
+	close(s.vchan_pipe[1]);
+	close(s.tcp[0]);
+	close(s.tcp[1]);
+	close(s.local[0]);
+	close(s.local[1]);
 	if (!patiently(all_unmapped(&s)))
 		fail_in(&s, "grants are still mapped at the end");
 	grants_close(&s.grants);
+	grants_close(&s.read_only);
 }
 
 /* Guests */
@@ -1003,6 +1285,8 @@ static void check_end(unsigned int before, long module_before, unsigned int gues
 		failed("only %u of %u kinds of holders have held a page", holders, NR_HOLDERS - 1);
 	if (!shared->kills)
 		failed("no worker was killed");
+	if (!shared->vchans)
+		failed("no vchan was made");
 	grant_table_close(&table);
 }
 
@@ -1034,6 +1318,11 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, sizeof(*shared), RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		return 1;
+	/*
+	 * Else a buffer that was read from a TCP socket goes back to the CPU that
+	 * allocated it, which frees it only when it receives something.
+	 */
+	write_number("/proc/sys/net/core/skb_defer_max", 0);
 	before = grants_mapped(&table);
 	grant_table_close(&table);
 	module_before = read_number("/sys/module/" MODULE "/refcnt");
@@ -1061,10 +1350,11 @@ int main(int argc, char **argv)
 	check_end(before, module_before, guests);
 	if (shared->failed)
 		return 1;
-	printf("%u rounds, %u workers killed, %u guests destroyed; pages held by pipes %u, pins %u, registered buffers %u, direct I/O %u, checked %u; %ld deferred, all unmapped in %ld passes and %ld hypercalls, 0 failed, 0 leaked\n",
+	printf("%u rounds, %u workers killed, %u guests destroyed; pages held by pipes %u, pins %u, registered buffers %u, direct I/O %u, sockets %u, checked %u; %u vchans; %ld deferred, all unmapped in %ld passes and %ld hypercalls, 0 failed, 0 leaked\n",
 	       shared->rounds, shared->kills, shared->lives, shared->held[HOLD_PIPE],
 	       shared->held[HOLD_PIN], shared->held[HOLD_RING],
-	       shared->held[HOLD_WRITE] + shared->held[HOLD_READ], shared->checked,
+	       shared->held[HOLD_WRITE] + shared->held[HOLD_READ],
+	       shared->held[HOLD_TCP] + shared->held[HOLD_UNIX], shared->checked, shared->vchans,
 	       counter("deferred"), counter("passes"), counter("hypercalls"));
 	return 0;
 }
