@@ -14,6 +14,9 @@
  * (but for what two CPUs, or a pass, may be late with the time), so putting a
  * request in and taking it out cost the same however many there are. A single
  * timer is armed for the first one due.
+ *
+ * Whoever wants to see what waits goes by the numbers that the requests got when
+ * they entered the queue, and looks at a few pages at a time: see walk_next().
  */
 
 #define pr_fmt(fmt) "xen:" KBUILD_MODNAME ": " fmt
@@ -26,6 +29,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/page_ref.h>
+#include <linux/rbtree.h>
 #include <linux/refcount.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
@@ -48,6 +52,8 @@
 #define UNMAP_BATCH 128
 /* Pages that are marked as waiting while interrupts are off. */
 #define UNMAP_MARK 512
+/* Pages, or requests, that are looked at while interrupts are off. */
+#define UNMAP_STEP 128
 /* How often pages that are stuck are reported; they are looked for each second. */
 #define REPORT_INTERVAL (60 * HZ)
 
@@ -101,6 +107,8 @@ struct unmap_stats {
  * @lock: protects all but what belongs to the pass. Taken in any context.
  * @waiting: for each delay the requests with it, first due first
  * @in_pass: the requests that the pass is at work on
+ * @requests: all of both kinds, by their numbers
+ * @next_number: that of the next request to enter the queue
  * @armed: the work is going to run
  * @armed_for: when, in jiffies
  * @next_report: when to look for pages that are stuck, in jiffies
@@ -118,6 +126,8 @@ struct unmap_queue {
 	spinlock_t lock; /* for the rest, down to @wq */
 	struct list_head waiting[UNMAP_LEVELS];
 	struct list_head in_pass;
+	struct rb_root requests;
+	u64 next_number;
 	bool armed;
 	unsigned long armed_for;
 	unsigned long next_report;
@@ -438,6 +448,27 @@ static void queue_add(struct unmap_queue *q, struct gnttab_unmap_request *req,
 	queue_arm(q, req->due, now);
 }
 
+static bool number_is_less(struct rb_node *a, const struct rb_node *b)
+{
+	return rb_entry(a, struct gnttab_unmap_request, node)->number <
+	       rb_entry(b, struct gnttab_unmap_request, node)->number;
+}
+
+/* What is taken here lasts until the request leaves the queue in pass_put_back(). */
+static void queue_enter(struct unmap_queue *q, struct gnttab_unmap_request *req)
+{
+	lockdep_assert_held(&q->lock);
+
+	gnttab_unmap_owner_get(req->owner);
+	atomic_inc(&req->owner->requests);
+	__module_get(req->owner->module);
+	/* A number is never used again, not even for the same request. */
+	req->number = q->next_number++;
+	rb_add(&req->node, &q->requests, number_is_less);
+	req->deferred = 0;
+	INIT_LIST_HEAD(&req->link);
+}
+
 /*
  * Mark the pages of a range that are not settled as waiting, and put the
  * request into the queue, or back to its front: pages that have just been given
@@ -466,14 +497,9 @@ static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_reque
 		goto out;
 
 	if (!req->waiting && !req->in_pass) {
-		/* These last until the request leaves the queue. */
-		gnttab_unmap_owner_get(req->owner);
-		atomic_inc(&req->owner->requests);
-		__module_get(req->owner->module);
-		req->deferred = 0;
+		queue_enter(q, req);
 		req->first = first;
 		req->end = end;
-		INIT_LIST_HEAD(&req->link);
 	}
 	req->waiting += marked;
 	req->deferred += marked;
@@ -615,17 +641,29 @@ static void pass_flush(struct unmap_queue *q)
 	q->count = 0;
 }
 
-/* Gather the idle pages of a request. Return: how many pages were looked at. */
-static unsigned int pass_gather(struct unmap_queue *q, struct gnttab_unmap_request *req)
+static bool pass_should_yield(void)
 {
-	/* A submission may extend the range: these pages, or these and more. */
-	unsigned int first = READ_ONCE(req->first), end = READ_ONCE(req->end);
+	KUNIT_STATIC_STUB_REDIRECT(pass_should_yield);
+
+	return need_resched();
+}
+
+/* Let others have the CPU if they want it, but keep no page frozen for so long. */
+static void pass_yield(struct unmap_queue *q)
+{
+	if (!pass_should_yield())
+		return;
+	pass_flush(q);
+	cond_resched();
+}
+
+/* Gather the idle ones of a few pages. Return: how many pages were looked at. */
+static __always_inline unsigned int
+pass_gather_step(struct unmap_queue *q, struct gnttab_unmap_request *req,
+		 unsigned int first, unsigned int end)
+{
 	unsigned int attempts = 0;
 
-	req->settled = 0;
-	req->refused = 0;
-	req->left_first = end;
-	req->left_end = first;
 	for (unsigned int i = first; i < end; i++) {
 		if (!page_waits(&req->ops[i]))
 			continue;
@@ -642,6 +680,24 @@ static unsigned int pass_gather(struct unmap_queue *q, struct gnttab_unmap_reque
 		q->from[q->count].index = i;
 		if (++q->count == UNMAP_BATCH)
 			pass_flush(q);
+	}
+	return attempts;
+}
+
+/* Gather the idle pages of a request. Return: how many pages were looked at. */
+static unsigned int pass_gather(struct unmap_queue *q, struct gnttab_unmap_request *req)
+{
+	/* A submission may extend the range: these pages, or these and more. */
+	unsigned int first = READ_ONCE(req->first), end = READ_ONCE(req->end);
+	unsigned int attempts = 0;
+
+	req->settled = 0;
+	req->refused = 0;
+	req->left_first = end;
+	req->left_end = first;
+	for (; first < end; first += min(end - first, UNMAP_STEP)) {
+		attempts += pass_gather_step(q, req, first, min(first + UNMAP_STEP, end));
+		pass_yield(q);
 	}
 	return attempts;
 }
@@ -672,12 +728,14 @@ static void pass_put_back(struct unmap_queue *q, struct gnttab_unmap_request *re
 		req->level = min(req->level + 1, UNMAP_LEVELS - 1);
 	}
 	last = !req->waiting;
-	if (last)
+	if (last) {
+		rb_erase(&req->node, &q->requests);
 		trace_grant_unmap_done(owner->name, req->deferred,
 				       atomic_read(&req->failed),
 				       jiffies_to_msecs(now - req->since));
-	else
+	} else {
 		queue_add(q, req, now);
+	}
 	spin_unlock_irq(&q->lock);
 
 	/*
@@ -698,65 +756,182 @@ static void pass_put_back(struct unmap_queue *q, struct gnttab_unmap_request *re
 	}
 }
 
-struct unmap_survey {
-	unsigned int pages;
-	unsigned int longest_ms;
-	unsigned int references;
+/* --- looking at what waits */
+
+/* A page that waits, as it was when a walk came by. */
+struct waiting_page {
+	unsigned int ms;
+	/* All of them, and those that are there when nobody uses it. */
+	unsigned int references, idle;
 	unsigned long pfn;
 	struct xen_page_foreign foreign;
-	char name[sizeof_field(struct gnttab_unmap_owner, name)];
+	char owner[sizeof_field(struct gnttab_unmap_owner, name)];
 };
 
-static void survey_request(const struct gnttab_unmap_request *req, unsigned long now,
-			   unsigned int min_ms, struct unmap_survey *survey)
+/**
+ * struct unmap_walk - a walk over the pages that wait
+ * @end: the number of the first request that is not part of it
+ * @number: the number of the request that it has got to, which may be gone
+ * @index: the page to look at next, if the request is not gone
+ * @owner: whose pages are wanted, or NULL for all
+ * @min_ms: how long they have to have been waiting
+ * @now: the time, in jiffies
+ * @page: the page that was found last
+ */
+struct unmap_walk {
+	u64 end;
+	u64 number;
+	unsigned int index;
+	const struct gnttab_unmap_owner *owner;
+	unsigned int min_ms;
+	unsigned long now;
+	struct waiting_page page;
+};
+
+/* Begin a walk over what is in the queue now: what enters it later is left out. */
+static void walk_begin(struct unmap_walk *walk, struct unmap_queue *q,
+		       const struct gnttab_unmap_owner *owner, unsigned int min_ms,
+		       unsigned long now)
+{
+	spin_lock_irq(&q->lock);
+	walk->end = q->next_number;
+	spin_unlock_irq(&q->lock);
+	walk->number = 0;
+	walk->index = 0;
+	walk->owner = owner;
+	walk->min_ms = min_ms;
+	walk->now = now;
+}
+
+/* The first request from @number on. */
+static struct gnttab_unmap_request *queue_find(struct unmap_queue *q, u64 number)
+{
+	struct rb_node *node = q->requests.rb_node;
+	struct gnttab_unmap_request *found = NULL;
+
+	lockdep_assert_held(&q->lock);
+
+	while (node) {
+		struct gnttab_unmap_request *req =
+			rb_entry(node, struct gnttab_unmap_request, node);
+
+		if (req->number >= number) {
+			found = req;
+			node = node->rb_left;
+		} else {
+			node = node->rb_right;
+		}
+	}
+	return found;
+}
+
+static bool walk_wants_request(const struct unmap_walk *walk,
+			       const struct gnttab_unmap_request *req)
 {
 	/* No page has waited for longer than its request. */
-	if (jiffies_to_msecs(now - READ_ONCE(req->since)) < min_ms)
-		return;
-
-	for (unsigned int i = req->first; i < req->end; i++) {
-		struct page *page = req->pages[i];
-		struct xen_page_foreign *foreign;
-		unsigned int ms, references;
-
-		if (!page_waits(&req->ops[i]))
-			continue;
-		ms = waited_ms(req, i, now);
-		if (ms < min_ms)
-			continue;
-		/* It is idle, or a pass is just at it. */
-		references = page_ref_count(page);
-		if (references <= idle_refs(req, i))
-			continue;
-		survey->pages++;
-		foreign = xen_page_foreign(page);
-		if (!foreign || (survey->pages > 1 && ms <= survey->longest_ms))
-			continue;
-		survey->longest_ms = ms;
-		survey->references = references;
-		survey->pfn = page_to_pfn(page);
-		survey->foreign = *foreign;
-		strscpy(survey->name, req->owner->name);
-	}
+	return (!walk->owner || walk->owner == req->owner) &&
+	       jiffies_to_msecs(walk->now - READ_ONCE(req->since)) >= walk->min_ms;
 }
+
+static bool walk_look_at_page(struct unmap_walk *walk, const struct gnttab_unmap_request *req,
+			      unsigned int i)
+{
+	struct waiting_page *found = &walk->page;
+	struct xen_page_foreign *foreign;
+	struct page *page = req->pages[i];
+
+	if (!page_waits(&req->ops[i]))
+		return false;
+	found->ms = waited_ms(req, i, walk->now);
+	foreign = xen_page_foreign(page);
+	/* A pass may have unmapped it a moment ago. */
+	if (found->ms < walk->min_ms || !foreign)
+		return false;
+	found->idle = idle_refs(req, i);
+	/* It has no references while a pass is at it. */
+	found->references = max_t(unsigned int, page_ref_count(page), found->idle);
+	found->pfn = page_to_pfn(page);
+	found->foreign = *foreign;
+	strscpy(found->owner, req->owner->name);
+	return true;
+}
+
+/*
+ * Look at the next few pages.
+ *
+ * Return: 1 if a page was found, 0 if there is none left, or -EAGAIN if there may
+ *         be more.
+ */
+static int walk_step(struct unmap_walk *walk, struct unmap_queue *q)
+{
+	struct gnttab_unmap_request *req = queue_find(q, walk->number);
+
+	for (unsigned int looked = 0; looked < UNMAP_STEP; looked++) {
+		if (!req || req->number >= walk->end)
+			return 0;
+		if (req->number > walk->number) {
+			walk->number = req->number;
+			walk->index = 0;
+		}
+		walk->index = max(walk->index, req->first);
+		if (walk->index >= req->end || !walk_wants_request(walk, req)) {
+			walk->number++;
+			walk->index = 0;
+			req = rb_entry_safe(rb_next(&req->node), struct gnttab_unmap_request,
+					    node);
+			continue;
+		}
+		if (walk_look_at_page(walk, req, walk->index++))
+			return 1;
+	}
+	return -EAGAIN;
+}
+
+/*
+ * Find the next page that waits, and copy what there is to know of it.
+ *
+ * Requests come and go, and so do passes, whenever the lock is not held, so a walk
+ * keeps no pointer to a request, but a number. It goes on with the first request
+ * from that number on, and with the page where it was if that is the same one. So
+ * it comes by each page that waits all the time, once.
+ *
+ * Return: false if there is none left.
+ */
+static bool walk_next(struct unmap_walk *walk, struct unmap_queue *q)
+{
+	int ret;
+
+	do {
+		cond_resched();
+		spin_lock_irq(&q->lock);
+		ret = walk_step(walk, q);
+		spin_unlock_irq(&q->lock);
+	} while (ret < 0);
+	return ret;
+}
+
+/* How many pages are in use, and the one that has waited for longest. */
+struct unmap_survey {
+	unsigned int pages;
+	struct waiting_page longest;
+};
 
 /* What of an owner, or of all if NULL, has waited for @min_ms or longer? */
 static void queue_survey(struct unmap_queue *q, const struct gnttab_unmap_owner *owner,
 			 unsigned long now, unsigned int min_ms,
 			 struct unmap_survey *survey)
 {
-	struct gnttab_unmap_request *req;
-
-	lockdep_assert_held(&q->lock);
+	struct unmap_walk walk;
 
 	memset(survey, 0, sizeof(*survey));
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++)
-		list_for_each_entry(req, &q->waiting[level], link)
-			if (!owner || req->owner == owner)
-				survey_request(req, now, min_ms, survey);
-	list_for_each_entry(req, &q->in_pass, link)
-		if (!owner || req->owner == owner)
-			survey_request(req, now, min_ms, survey);
+	walk_begin(&walk, q, owner, min_ms, now);
+	while (walk_next(&walk, q)) {
+		/* It is idle, or a pass is just at it. */
+		if (walk.page.references <= walk.page.idle)
+			continue;
+		if (!survey->pages++ || walk.page.ms > survey->longest.ms)
+			survey->longest = walk.page;
+	}
 }
 
 static void print_survey(const struct unmap_survey *survey, unsigned int ms)
@@ -764,9 +939,9 @@ static void print_survey(const struct unmap_survey *survey, unsigned int ms)
 	KUNIT_STATIC_STUB_REDIRECT(print_survey, survey, ms);
 
 	pr_warn_ratelimited("%u pages in use for more than %u ms, longest: grant %u of domain %u (owner %s, pfn %lx, %u references)\n",
-			    survey->pages, ms, survey->foreign.gref,
-			    survey->foreign.domid, survey->name, survey->pfn,
-			    survey->references);
+			    survey->pages, ms, survey->longest.foreign.gref,
+			    survey->longest.foreign.domid, survey->longest.owner,
+			    survey->longest.pfn, survey->longest.references);
 }
 
 /* Once a page has waited for long, say so, and then once a minute. */
@@ -779,20 +954,32 @@ static void queue_report(struct unmap_queue *q, unsigned long now)
 	if (!after_ms || time_before(now, q->next_report))
 		return;
 
-	spin_lock_irq(&q->lock);
 	queue_survey(q, NULL, now, after_ms, &survey);
 	q->next_report = now + (survey.pages ? REPORT_INTERVAL : HZ);
-	spin_unlock_irq(&q->lock);
-
 	if (survey.pages)
 		print_survey(&survey, after_ms);
 }
 
-static bool pass_should_yield(void)
+/* Take some requests that are due at the time @now. Return: whether there may be more. */
+static bool pass_take(struct unmap_queue *q, unsigned long now)
 {
-	KUNIT_STATIC_STUB_REDIRECT(pass_should_yield);
+	struct gnttab_unmap_request *req, *next;
+	unsigned int taken = 0;
 
-	return need_resched();
+	lockdep_assert_held(&q->lock);
+
+	for (unsigned int level = 0; level < UNMAP_LEVELS; level++) {
+		list_for_each_entry_safe(req, next, &q->waiting[level], link) {
+			if (time_after(req->due, now))
+				break;
+			if (taken++ == UNMAP_STEP)
+				return true;
+			list_move_tail(&req->link, &q->in_pass);
+			req->in_pass = true;
+			req->grown = false;
+		}
+	}
+	return false;
 }
 
 /*
@@ -809,32 +996,24 @@ static void queue_pass(struct unmap_queue *q, unsigned long now)
 	q->hypercalls = 0;
 	spin_lock_irq(&q->lock);
 	q->armed = false;
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++) {
-		list_for_each_entry_safe(req, next, &q->waiting[level], link) {
-			if (time_after(req->due, now))
-				break;
-			list_move_tail(&req->link, &q->in_pass);
-			req->in_pass = true;
-			req->grown = false;
-		}
+	/* What is put in meanwhile is due later. */
+	while (pass_take(q, now)) {
+		spin_unlock_irq(&q->lock);
+		cond_resched();
+		spin_lock_irq(&q->lock);
 	}
 	spin_unlock_irq(&q->lock);
 
 	/* Only the pass takes requests off this list. */
-	list_for_each_entry(req, &q->in_pass, link) {
+	list_for_each_entry(req, &q->in_pass, link)
 		attempts += pass_gather(q, req);
-		if (pass_should_yield()) {
-			/* Keep no page frozen for long. */
-			pass_flush(q);
-			cond_resched();
-		}
-	}
 	pass_flush(q);
 
 	list_for_each_entry_safe(req, next, &q->in_pass, link) {
 		settled += req->settled;
 		refused += req->refused;
 		pass_put_back(q, req, now);
+		cond_resched();
 	}
 
 	spin_lock_irq(&q->lock);
@@ -864,6 +1043,7 @@ static void queue_init(struct unmap_queue *q)
 	for (unsigned int level = 0; level < UNMAP_LEVELS; level++)
 		INIT_LIST_HEAD(&q->waiting[level]);
 	INIT_LIST_HEAD(&q->in_pass);
+	q->requests = RB_ROOT;
 	q->next_report = jiffies;
 	INIT_DELAYED_WORK(&q->work, unmap_work);
 }
@@ -943,12 +1123,10 @@ static int owner_drain(struct unmap_queue *q, struct gnttab_unmap_owner *owner,
 	if (ret < 0)
 		return -EINTR;
 
-	spin_lock_irq(&q->lock);
 	queue_survey(q, owner, jiffies, 0, &survey);
-	spin_unlock_irq(&q->lock);
 	/* Else the queue, or done(), takes its time. */
 	if (survey.pages)
-		print_survey(&survey, min(timeout_ms, survey.longest_ms));
+		print_survey(&survey, min(timeout_ms, survey.longest.ms));
 	return -ETIMEDOUT;
 }
 
@@ -972,99 +1150,48 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_drain);
 /* --- debugfs, see Documentation/ABI/testing/debugfs-xen-grant-unmap */
 
 #ifdef CONFIG_DEBUG_FS
-/* A page that waits: where a reader of "pending" has got to. */
-struct pending_position {
-	unsigned int list;
-	struct gnttab_unmap_request *req;
-	unsigned int index;
-};
-
-static struct list_head *pending_list(unsigned int list)
-{
-	return list < UNMAP_LEVELS ? &unmap_queue.waiting[list] : &unmap_queue.in_pass;
-}
-
-/* The page at @at, or the first one after it. */
-static struct pending_position *pending_find(struct pending_position *at)
-{
-	for (; at->list <= UNMAP_LEVELS; at->list++, at->req = NULL) {
-		struct list_head *list = pending_list(at->list);
-
-		if (!at->req) {
-			at->req = list_prepare_entry(at->req, list, link);
-			at->index = UINT_MAX;
-		}
-		for (;;) {
-			if (at->index == UINT_MAX) {
-				at->req = list_next_entry(at->req, link);
-				if (list_entry_is_head(at->req, list, link))
-					break;
-				at->index = at->req->first;
-			}
-			for (; at->index < at->req->end; at->index++)
-				if (page_waits(&at->req->ops[at->index]) &&
-				    xen_page_foreign(at->req->pages[at->index]))
-					return at;
-			at->index = UINT_MAX;
-		}
-	}
-	return NULL;
-}
-
-/* The lock is dropped between two buffers full: what is seen may change then. */
+/*
+ * What a reader has of the list is a walk, which goes on where it was when the
+ * next buffer is filled. Only the first one begins at the beginning.
+ */
 static void *pending_start(struct seq_file *m, loff_t *pos)
-	__acquires(&unmap_queue.lock)
 {
-	struct pending_position *at = m->private;
-	loff_t skip = *pos;
+	struct unmap_walk *walk = m->private;
 
-	spin_lock_irq(&unmap_queue.lock);
-	if (!skip)
+	if (!*pos) {
+		walk_begin(walk, &unmap_queue, NULL, 0, jiffies);
 		return SEQ_START_TOKEN;
-
-	memset(at, 0, sizeof(*at));
-	while (pending_find(at) && --skip)
-		at->index++;
-	return at->list <= UNMAP_LEVELS ? at : NULL;
+	}
+	/* The page found last did not fit into a buffer. Is it still there? */
+	if (walk->index)
+		walk->index--;
+	walk->now = jiffies;
+	return walk_next(walk, &unmap_queue) ? walk : NULL;
 }
 
 static void *pending_next(struct seq_file *m, void *v, loff_t *pos)
 {
-	struct pending_position *at = m->private;
+	struct unmap_walk *walk = m->private;
 
 	++*pos;
-	if (v == SEQ_START_TOKEN)
-		memset(at, 0, sizeof(*at));
-	else
-		at->index++;
-	return pending_find(at);
+	return walk_next(walk, &unmap_queue) ? walk : NULL;
 }
 
 static void pending_stop(struct seq_file *m, void *v)
-	__releases(&unmap_queue.lock)
 {
-	spin_unlock_irq(&unmap_queue.lock);
 }
 
 static int pending_show(struct seq_file *m, void *v)
 {
-	const struct pending_position *at = v;
-	struct xen_page_foreign *foreign;
-	struct page *page;
+	const struct unmap_walk *walk = m->private;
+	const struct waiting_page *page = &walk->page;
 
-	if (v == SEQ_START_TOKEN) {
+	if (v == SEQ_START_TOKEN)
 		seq_puts(m, "age_ms owner domid gref pfn references\n");
-		return 0;
-	}
-	page = at->req->pages[at->index];
-	foreign = xen_page_foreign(page);
-	/* A pass may have unmapped it a moment ago. */
-	if (!foreign)
-		return SEQ_SKIP;
-	/* It has no references while a pass is at it. */
-	seq_printf(m, "%u %s %u %u %lx %u\n", waited_ms(at->req, at->index, jiffies),
-		   at->req->owner->name, foreign->domid, foreign->gref, page_to_pfn(page),
-		   max_t(unsigned int, page_ref_count(page), idle_refs(at->req, at->index)));
+	else
+		seq_printf(m, "%u %s %u %u %lx %u\n", page->ms, page->owner,
+			   page->foreign.domid, page->foreign.gref, page->pfn,
+			   page->references);
 	return 0;
 }
 
@@ -1077,7 +1204,7 @@ static const struct seq_operations pending_sops = {
 
 static int pending_open(struct inode *inode, struct file *file)
 {
-	return seq_open_private(file, &pending_sops, sizeof(struct pending_position));
+	return seq_open_private(file, &pending_sops, sizeof(struct unmap_walk));
 }
 
 static const struct file_operations pending_fops = {

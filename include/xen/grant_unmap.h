@@ -12,6 +12,7 @@
 #include <linux/atomic.h>
 #include <linux/list.h>
 #include <linux/module.h>
+#include <linux/rbtree.h>
 #include <linux/types.h>
 
 #include <asm/barrier.h>
@@ -65,6 +66,9 @@ struct gnttab_unmap_request {
 	/* These are protected by the lock of the queue. */
 	struct list_head link;
 	unsigned long due;
+	/* How many had entered the queue before, which never changes while it is there. */
+	struct rb_node node;
+	u64 number;
 	/* How many pages wait, have ever waited, and a range that holds them. */
 	unsigned int waiting, deferred;
 	unsigned int first, end;
@@ -122,7 +126,8 @@ static inline bool gnttab_unmap_submitted(const struct gnttab_unmap_request *req
 
 bool gnttab_unmap_refs_async(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);
-int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count);
+int __must_check gnttab_unmap_refs_both(struct gnttab_unmap_request *req,
+					unsigned int count);
 void gnttab_unmap_refs_defer(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);
 

@@ -50,6 +50,8 @@ struct test_request;
  * @during: called once, in the next hypercall
  * @during_request: what @during may want to know
  * @others_want_the_cpu: whenever a pass asks
+ * @asked: how often a pass has asked
+ * @on_ask: called then
  * @hypercalls: how many there were
  * @sizes: how many operations each of the first ones had
  * @operations: how many pages were unmapped
@@ -75,6 +77,8 @@ struct world {
 	void (*during)(struct kunit *test);
 	struct test_request *during_request;
 	bool others_want_the_cpu;
+	unsigned int asked;
+	void (*on_ask)(struct kunit *test);
 
 	unsigned int hypercalls;
 	unsigned int sizes[8];
@@ -266,8 +270,12 @@ static void model_schedule(struct unmap_queue *q, unsigned long delay)
 
 static bool model_should_yield(void)
 {
-	struct world *w = kunit_get_current_test()->priv;
+	struct kunit *test = kunit_get_current_test();
+	struct world *w = test->priv;
 
+	w->asked++;
+	if (w->on_ask)
+		w->on_ask(test);
 	return w->others_want_the_cpu;
 }
 
@@ -546,6 +554,7 @@ static void expect_quiet(struct kunit *test)
 	for (unsigned int level = 0; level < UNMAP_LEVELS; level++)
 		KUNIT_EXPECT_TRUE_MSG(test, list_empty(&w->q->waiting[level]), "level %u", level);
 	KUNIT_EXPECT_TRUE(test, list_empty(&w->q->in_pass));
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&w->q->requests));
 	KUNIT_EXPECT_EQ(test, w->q->count, 0);
 	KUNIT_EXPECT_EQ(test, atomic_read(&w->owner->requests), 0);
 	KUNIT_EXPECT_EQ(test, refcount_read(&w->owner->users), 1);
@@ -1670,6 +1679,74 @@ static void pass_keeps_no_page_frozen_while_others_want_the_cpu(struct kunit *te
 	expect_done(busy, 1, 0);
 }
 
+/* All pages are in use but the first one, and the last one once the pass has asked. */
+static void release_the_last_page(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = w->during_request;
+
+	if (w->asked == 1) {
+		release(r, r->count - 1);
+		return;
+	}
+	/* It had to give it up when it was told that others want the CPU. */
+	expect_unmapped(r, 0);
+	KUNIT_EXPECT_EQ(test, page_count(page_of(r, 0)->page), 1);
+}
+
+static void pass_yields_within_a_large_request(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 3 * UNMAP_STEP);
+	unsigned long now = jiffies;
+
+	hold_all(r);
+	release(r, 0);
+	defer_at(r, 0, r->count, now);
+	w->others_want_the_cpu = true;
+	w->during_request = r;
+	w->on_ask = release_the_last_page;
+	queue_pass(w->q, now + delay_of(0));
+	w->on_ask = NULL;
+	/* It has gone on with the rest: the last page was in use before. */
+	KUNIT_EXPECT_GE(test, w->asked, 3);
+	KUNIT_EXPECT_EQ(test, w->operations, 2);
+	expect_unmapped(r, r->count - 1);
+	for (unsigned int i = 1; i < r->count - 1; i++)
+		expect_waiting(r, i);
+	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, r->count);
+
+	for (unsigned int i = 1; i < r->count - 1; i++)
+		release(r, i);
+	pass_over_all(test);
+	expect_done(r, 1, 0);
+}
+
+static void pass_takes_a_few_requests_at_a_time(struct kunit *test)
+{
+	struct world *w = test->priv;
+	const unsigned int count = UNMAP_STEP + 2;
+	struct test_request **r = kunit_kcalloc(test, count, sizeof(*r), GFP_KERNEL);
+	unsigned long now = jiffies;
+
+	KUNIT_ASSERT_NOT_NULL(test, r);
+	for (unsigned int i = 0; i < count; i++) {
+		r[i] = request_new(test, 1);
+		defer_at(r[i], 0, 1, now);
+	}
+	spin_lock_irq(&w->q->lock);
+	KUNIT_EXPECT_TRUE(test, pass_take(w->q, now + delay_of(0)));
+	spin_unlock_irq(&w->q->lock);
+	KUNIT_EXPECT_TRUE(test, r[UNMAP_STEP - 1]->req.in_pass);
+	KUNIT_EXPECT_FALSE(test, r[UNMAP_STEP]->req.in_pass);
+
+	/* But all of them, in the end. */
+	queue_pass(w->q, now + delay_of(0));
+	for (unsigned int i = 0; i < count; i++)
+		expect_done(r[i], 1, 0);
+	KUNIT_EXPECT_EQ(test, w->q->stats.passes, 1);
+}
+
 static void pages_of_one_request_may_take_many_hypercalls(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -1946,10 +2023,10 @@ static void drain_times_out_and_names_the_page_in_use(struct kunit *test)
 	expect_waiting(r, 0);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
 	KUNIT_EXPECT_EQ(test, w->report.pages, 1);
-	KUNIT_EXPECT_EQ(test, w->report.references, 2);
-	KUNIT_EXPECT_EQ(test, w->report.foreign.domid, page_domid(0));
-	KUNIT_EXPECT_EQ(test, w->report.foreign.gref, page_gref(0));
-	KUNIT_EXPECT_STREQ(test, w->report.name, "test/1");
+	KUNIT_EXPECT_EQ(test, w->report.longest.references, 2);
+	KUNIT_EXPECT_EQ(test, w->report.longest.foreign.domid, page_domid(0));
+	KUNIT_EXPECT_EQ(test, w->report.longest.foreign.gref, page_gref(0));
+	KUNIT_EXPECT_STREQ(test, w->report.longest.owner, "test/1");
 	release(r, 0);
 	pass_over_all(test);
 	expect_done(r, 1, 0);
@@ -2048,20 +2125,16 @@ static void survey_names_the_page_that_has_waited_for_longest(struct kunit *test
 	defer_at(old, 0, 1, now - 30 * HZ);
 	defer_at(young, 0, 1, now - 60 * HZ);
 
-	spin_lock_irq(&w->q->lock);
 	queue_survey(w->q, NULL, now, 60 * MSEC_PER_SEC, &survey);
-	spin_unlock_irq(&w->q->lock);
 	KUNIT_EXPECT_EQ(test, survey.pages, 2);
-	KUNIT_EXPECT_EQ(test, survey.longest_ms, 90 * MSEC_PER_SEC);
-	KUNIT_EXPECT_EQ(test, survey.references, 3);
-	KUNIT_EXPECT_EQ(test, survey.pfn, page_to_pfn(page_of(old, 1)->page));
-	KUNIT_EXPECT_EQ(test, survey.foreign.domid, page_domid(old->first + 1));
-	KUNIT_EXPECT_EQ(test, survey.foreign.gref, page_gref(old->first + 1));
-	KUNIT_EXPECT_STREQ(test, survey.name, "test/1");
+	KUNIT_EXPECT_EQ(test, survey.longest.ms, 90 * MSEC_PER_SEC);
+	KUNIT_EXPECT_EQ(test, survey.longest.references, 3);
+	KUNIT_EXPECT_EQ(test, survey.longest.pfn, page_to_pfn(page_of(old, 1)->page));
+	KUNIT_EXPECT_EQ(test, survey.longest.foreign.domid, page_domid(old->first + 1));
+	KUNIT_EXPECT_EQ(test, survey.longest.foreign.gref, page_gref(old->first + 1));
+	KUNIT_EXPECT_STREQ(test, survey.longest.owner, "test/1");
 
-	spin_lock_irq(&w->q->lock);
 	queue_survey(w->q, other, now, 0, &survey);
-	spin_unlock_irq(&w->q->lock);
 	KUNIT_EXPECT_EQ(test, survey.pages, 0);
 	gnttab_unmap_owner_put(other);
 
@@ -2071,6 +2144,184 @@ static void survey_names_the_page_that_has_waited_for_longest(struct kunit *test
 	queue_pass(w->q, now + HZ);
 	expect_done(young, 1, 0);
 	expect_done(old, 1, 0);
+}
+
+/* The next page that the walk finds is @i of the request. */
+static void expect_next(struct unmap_walk *walk, struct test_request *r, unsigned int i)
+{
+	struct world *w = r->test->priv;
+
+	KUNIT_EXPECT_TRUE(r->test, walk_next(walk, w->q));
+	KUNIT_EXPECT_EQ(r->test, walk->page.pfn, page_to_pfn(page_of(r, i)->page));
+	KUNIT_EXPECT_EQ(r->test, walk->page.foreign.domid, page_domid(r->first + i));
+	KUNIT_EXPECT_EQ(r->test, walk->page.foreign.gref, page_gref(r->first + i));
+	KUNIT_EXPECT_EQ(r->test, walk->page.references, 2);
+	KUNIT_EXPECT_STREQ(r->test, walk->page.owner, "test/1");
+}
+
+static void walk_finds_the_pages_that_wait_in_the_order_of_their_requests(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *first = request_new(test, 4), *second = request_new(test, 2);
+	unsigned long now = jiffies;
+	struct unmap_walk walk;
+
+	walk_begin(&walk, w->q, NULL, 0, now);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+
+	hold(first, 1);
+	hold(first, 3);
+	hold_all(second);
+	submit_all(first);
+	submit(second, 0, 1);
+	/* The second one is due first, then, but that is nothing to a walk. */
+	queue_pass(w->q, second->req.due);
+	submit(second, 1, 1);
+	walk_begin(&walk, w->q, NULL, 0, now);
+	expect_next(&walk, first, 1);
+	expect_next(&walk, first, 3);
+	expect_next(&walk, second, 0);
+	expect_next(&walk, second, 1);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+
+	release(first, 1);
+	release(first, 3);
+	release_all(second);
+	pass_over_all(test);
+	walk_begin(&walk, w->q, NULL, 0, now);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+}
+
+static void walk_finds_each_page_once_while_requests_come_and_go(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *a = request_new(test, 4), *b = request_new(test, 2);
+	struct test_request *c = request_new(test, 2), *late = request_new(test, 1);
+	struct unmap_walk walk;
+
+	hold_all(a);
+	hold_all(b);
+	hold_all(c);
+	hold_all(late);
+	submit(a, 0, 3);
+	submit_all(b);
+	submit_all(c);
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	expect_next(&walk, a, 0);
+	expect_next(&walk, a, 1);
+
+	/* What is behind goes, what is ahead goes, and all get into another list. */
+	release(a, 0);
+	release(a, 2);
+	release_all(b);
+	pass_over_all(test);
+	expect_done(b, 1, 0);
+	/* One request more, and one page more of one that was there. */
+	submit_all(late);
+	submit(a, 3, 1);
+	expect_next(&walk, a, 3);
+	expect_next(&walk, c, 0);
+	expect_next(&walk, c, 1);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+
+	release(a, 1);
+	release(a, 3);
+	release_all(c);
+	release_all(late);
+	pass_over_all(test);
+}
+
+static void walk_goes_on_where_its_request_was(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *gone = request_new(test, 2), *next = request_new(test, 1);
+	struct unmap_walk walk;
+
+	hold_all(gone);
+	hold_all(next);
+	submit_all(gone);
+	submit_all(next);
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	expect_next(&walk, gone, 0);
+
+	/* It may be freed now, or in the queue again as a new one. */
+	release_all(gone);
+	pass_over_all(test);
+	expect_done(gone, 1, 0);
+	page_map(gone, 1);
+	hold(gone, 1);
+	submit(gone, 1, 1);
+	expect_next(&walk, next, 0);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	expect_next(&walk, next, 0);
+	expect_next(&walk, gone, 1);
+	release(gone, 1);
+	release(next, 0);
+	pass_over_all(test);
+}
+
+/* As many steps as it takes to get an answer. */
+static int walk_steps(struct kunit *test, struct unmap_walk *walk, unsigned int *steps)
+{
+	struct world *w = test->priv;
+	unsigned int before;
+	u64 number;
+	int ret;
+
+	for (*steps = 1;; ++*steps) {
+		number = walk->number;
+		before = walk->index;
+		spin_lock_irq(&w->q->lock);
+		ret = walk_step(walk, w->q);
+		spin_unlock_irq(&w->q->lock);
+		if (number == walk->number)
+			KUNIT_EXPECT_LE(test, walk->index, before + UNMAP_STEP);
+		else
+			KUNIT_EXPECT_LE(test, walk->number, number + UNMAP_STEP);
+		if (ret != -EAGAIN)
+			return ret;
+	}
+}
+
+static void walk_looks_at_a_few_pages_at_a_time(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 3 * UNMAP_STEP);
+	struct unmap_walk walk;
+	unsigned int steps;
+
+	hold(r, 0);
+	hold(r, r->count - 1);
+	submit_all(r);
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	KUNIT_EXPECT_EQ(test, walk_steps(test, &walk, &steps), 1);
+	KUNIT_EXPECT_EQ(test, steps, 1);
+	KUNIT_EXPECT_EQ(test, walk_steps(test, &walk, &steps), 1);
+	KUNIT_EXPECT_EQ(test, steps, 3);
+	KUNIT_EXPECT_EQ(test, walk.page.pfn, page_to_pfn(page_of(r, r->count - 1)->page));
+	KUNIT_EXPECT_EQ(test, walk_steps(test, &walk, &steps), 0);
+	release(r, 0);
+	release(r, r->count - 1);
+	pass_over_all(test);
+}
+
+static void walk_looks_at_a_few_requests_at_a_time(struct kunit *test)
+{
+	struct world *w = test->priv;
+	unsigned long now = jiffies;
+	struct unmap_walk walk;
+	unsigned int steps;
+
+	for (unsigned int i = 0; i < 2 * UNMAP_STEP + 1; i++)
+		defer_at(request_new(test, 1), 0, 1, now);
+	/* None is that old. */
+	walk_begin(&walk, w->q, NULL, MSEC_PER_SEC, now);
+	KUNIT_EXPECT_EQ(test, walk_steps(test, &walk, &steps), 0);
+	KUNIT_EXPECT_EQ(test, steps, 3);
+	pass_over_all(test);
 }
 
 static void stuck_page_is_reported_once_a_minute(struct kunit *test)
@@ -2092,7 +2343,7 @@ static void stuck_page_is_reported_once_a_minute(struct kunit *test)
 	queue_pass(w->q, now + after);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
 	KUNIT_EXPECT_EQ(test, w->report.pages, 1);
-	KUNIT_EXPECT_EQ(test, w->report.longest_ms, report_after * MSEC_PER_SEC);
+	KUNIT_EXPECT_EQ(test, w->report.longest.ms, report_after * MSEC_PER_SEC);
 	queue_pass(w->q, now + after + REPORT_INTERVAL - 1);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
 	queue_pass(w->q, now + after + REPORT_INTERVAL);
@@ -2155,6 +2406,8 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(clock_may_wrap),
 	KUNIT_CASE(pages_of_many_requests_share_hypercalls),
 	KUNIT_CASE(pass_keeps_no_page_frozen_while_others_want_the_cpu),
+	KUNIT_CASE(pass_yields_within_a_large_request),
+	KUNIT_CASE(pass_takes_a_few_requests_at_a_time),
 	KUNIT_CASE(pages_of_one_request_may_take_many_hypercalls),
 	KUNIT_CASE(one_timer_however_many_requests),
 	KUNIT_CASE(timer_is_armed_at_once_for_what_is_overdue),
@@ -2172,6 +2425,11 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(drain_waits_for_pending_work),
 	KUNIT_CASE(stats_add_up),
 	KUNIT_CASE(survey_names_the_page_that_has_waited_for_longest),
+	KUNIT_CASE(walk_finds_the_pages_that_wait_in_the_order_of_their_requests),
+	KUNIT_CASE(walk_finds_each_page_once_while_requests_come_and_go),
+	KUNIT_CASE(walk_goes_on_where_its_request_was),
+	KUNIT_CASE(walk_looks_at_a_few_pages_at_a_time),
+	KUNIT_CASE(walk_looks_at_a_few_requests_at_a_time),
 	KUNIT_CASE(stuck_page_is_reported_once_a_minute),
 	{}
 };

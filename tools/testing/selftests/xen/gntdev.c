@@ -503,6 +503,168 @@ TEST_F_TIMEOUT(gntdev, random_ranges_held_and_released, 120)
 	}
 }
 
+/* Another mapping takes the place of one whose pages are held. */
+
+#define NR_OLD		8
+#define HELD_FIRST	2
+#define NR_HELD		4
+/* The grants of the mapping that comes */
+#define NEW_FIRST	16
+
+FIXTURE(map_over)
+{
+	struct xen_env env;
+	grant_ref_t *ref;
+	int pipe[2];
+	int other[2];
+	char *mem;
+	char copy[PAGE_SIZE];
+};
+
+/* What of the old mapping it covers */
+FIXTURE_VARIANT(map_over)
+{
+	unsigned int first, count;
+};
+
+FIXTURE_VARIANT_ADD(map_over, all) { .first = 0, .count = NR_OLD };
+FIXTURE_VARIANT_ADD(map_over, front) { .first = 0, .count = 4 };
+FIXTURE_VARIANT_ADD(map_over, middle) { .first = 3, .count = 2 };
+FIXTURE_VARIANT_ADD(map_over, back) { .first = 4, .count = 4 };
+
+FIXTURE_SETUP(map_over)
+{
+	xen_env_setup(_metadata, &self->env);
+	if (_metadata->exit_code)
+		return;
+	self->ref = self->env.grants.ref;
+	ASSERT_EQ(0, pipe(self->pipe));
+	ASSERT_EQ(0, pipe(self->other));
+	self->mem = gntdev_map(self->env.gntdev, self->ref, NR_OLD, RW);
+	ASSERT_NE(MAP_FAILED, self->mem);
+	ASSERT_TRUE(hold(self->pipe, page(self->mem, HELD_FIRST), NR_HELD));
+}
+
+FIXTURE_TEARDOWN(map_over)
+{
+	close(self->pipe[0]);
+	close(self->pipe[1]);
+	close(self->other[0]);
+	close(self->other[1]);
+	xen_env_teardown(_metadata, &self->env);
+}
+
+static bool is_held(unsigned int i)
+{
+	return i >= HELD_FIRST && i < HELD_FIRST + NR_HELD;
+}
+
+/* What the pipe holds is the pages of the old mapping. */
+static bool drain_old(const int *pipe, void *copy)
+{
+	unsigned int i;
+
+	for (i = HELD_FIRST; i < HELD_FIRST + NR_HELD; i++)
+		if (!drain(pipe, copy) || !page_holds(copy, i))
+			return false;
+	return true;
+}
+
+static void *map_at(void *mem, int gntdev, const grant_ref_t *ref,
+		    unsigned int count)
+{
+	return mmap(mem, count * PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED, gntdev,
+		    gntdev_add(gntdev, DOM0, ref, count));
+}
+
+TEST_F(map_over, held_pages_keeps_both)
+{
+	unsigned int i, first = variant->first, count = variant->count;
+	char *new = page(self->mem, first);
+
+	ASSERT_EQ(new, map_at(new, self->env.gntdev, self->ref + NEW_FIRST, count));
+	for (i = 0; i < NR_OLD; i++) {
+		bool over = i >= first && i < first + count;
+
+		EXPECT_EQ(!over || is_held(i), mapped(i));
+		EXPECT_TRUE(page_holds(page(self->mem, i),
+				       over ? NEW_FIRST + i - first : i));
+	}
+
+	/* By the address, the new pages are found. */
+	ASSERT_TRUE(hold(self->other, new, count));
+	for (i = 0; i < count; i++) {
+		ASSERT_TRUE(drain(self->other, self->copy));
+		EXPECT_TRUE(page_holds(self->copy, NEW_FIRST + i));
+	}
+
+	ASSERT_TRUE(drain_old(self->pipe, self->copy));
+	for (i = first; i < first + count; i++) {
+		EXPECT_TRUE(wait_for(!mapped(i)));
+		EXPECT_TRUE(mapped(NEW_FIRST + i - first));
+	}
+	ASSERT_EQ(0, munmap(self->mem, NR_OLD * PAGE_SIZE));
+	for (i = 0; i < NR_OLD; i++)
+		EXPECT_TRUE(wait_for(!mapped(i) && !mapped(NEW_FIRST + i)));
+}
+
+/* mmap() unmaps what is there before it asks the driver. */
+TEST_F(map_over, held_pages_that_fails_keeps_them)
+{
+	unsigned int i, first = variant->first, count = variant->count;
+	grant_ref_t bad[NR_OLD];
+	char *new = page(self->mem, first);
+
+	memcpy(bad, self->ref + NEW_FIRST, sizeof(bad));
+	bad[count - 1] = UINT32_MAX;
+	EXPECT_EQ(MAP_FAILED, map_at(new, self->env.gntdev, bad, count));
+	EXPECT_EQ(EINVAL, errno);
+	for (i = 0; i < NR_OLD; i++) {
+		bool over = i >= first && i < first + count;
+
+		EXPECT_EQ(!over || is_held(i), mapped(i));
+		if (!over)
+			EXPECT_TRUE(page_holds(page(self->mem, i), i));
+	}
+	for (i = 0; i < count; i++)
+		EXPECT_TRUE(wait_for(!mapped(NEW_FIRST + i)));
+
+	/* In the hole something else can be mapped. */
+	ASSERT_EQ(new, map_at(new, self->env.gntdev, self->ref + NEW_FIRST, count));
+	EXPECT_TRUE(page_holds(page(new, count - 1), NEW_FIRST + count - 1));
+	ASSERT_TRUE(drain_old(self->pipe, self->copy));
+	ASSERT_EQ(0, munmap(self->mem, NR_OLD * PAGE_SIZE));
+	for (i = 0; i < NR_OLD; i++)
+		EXPECT_TRUE(wait_for(!mapped(i)));
+}
+
+#define NR_LAYERS	12
+
+/* Each holds a page that the next one unmaps. */
+TEST_F(map_over, held_pages_again_and_again)
+{
+	char *at = page(self->mem, variant->first);
+	unsigned int i, count = variant->count;
+
+	for (i = 0; i < NR_LAYERS; i++) {
+		ASSERT_EQ(at, map_at(at, self->env.gntdev,
+				     self->ref + NEW_FIRST + i, count));
+		ASSERT_TRUE(hold(self->other, page(at, count - 1), 1));
+	}
+	ASSERT_EQ(0, munmap(self->mem, NR_OLD * PAGE_SIZE));
+	for (i = 0; i < NR_LAYERS; i++) {
+		unsigned int held = NEW_FIRST + i + count - 1;
+
+		EXPECT_TRUE(mapped(held));
+		ASSERT_TRUE(drain(self->other, self->copy));
+		EXPECT_TRUE(page_holds(self->copy, held));
+		EXPECT_TRUE(wait_for(!mapped(held)));
+	}
+	ASSERT_TRUE(drain_old(self->pipe, self->copy));
+	for (i = 0; i < MAX_GRANTS; i++)
+		EXPECT_TRUE(wait_for(!mapped(i)));
+}
+
 /* Direct I/O */
 
 FIXTURE(direct_io)

@@ -553,6 +553,33 @@ TEST_F(gntdev_ioctl, clear_byte_of_page_that_was_not_mapped)
 	EXPECT_TRUE(page_holds(self->mem, 0));
 }
 
+/*
+ * The second grant cannot be mapped at first. The process goes on, so the peer is
+ * not to be told that it has ended.
+ */
+TEST_F(gntdev_ioctl, clear_byte_waits_for_the_end_of_a_mapping_that_succeeded)
+{
+	__u16 *flags = &self->env.table.entry[self->ref[1]].flags;
+	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	char *mem;
+
+	ASSERT_LE(0, index);
+	ASSERT_EQ(0, set_notify(self->fd, index + 5, UNMAP_NOTIFY_CLEAR_BYTE, 0));
+	self->mem[5] = 'x';
+	*flags = 0;
+	EXPECT_ERRNO(EINVAL, mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED,
+				  self->fd, index));
+	*flags = GTF_permit_access;
+	EXPECT_EQ('x', self->mem[5]);
+	EXPECT_FALSE(grant_mapped(&self->env.table, self->ref[0]));
+
+	mem = mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, self->fd, index);
+	ASSERT_NE(MAP_FAILED, mem);
+	EXPECT_EQ('x', mem[5]);
+	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+	EXPECT_EQ(0, self->mem[5]);
+}
+
 TEST_F(gntdev_ioctl, clear_byte_of_read_only_mapping)
 {
 	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);

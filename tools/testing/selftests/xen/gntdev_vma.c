@@ -4,11 +4,11 @@
  * can go, but it cannot move, grow, or change its protection. What is refused is
  * refused before anything is unmapped.
  */
-#include <signal.h>
-#include <setjmp.h>
 #include <stdint.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <linux/fs.h>
 
 #include "xen_grant.h"
 
@@ -55,49 +55,6 @@ do {					\
 	EXPECT_EQ(-1, (long)(call));	\
 	EXPECT_EQ(error, errno);	\
 } while (0)
-
-static sigjmp_buf fault;
-
-static void on_fault(int sig)
-{
-	siglongjmp(fault, sig);
-}
-
-/* The signal that a read at @mem ends in, or 0. */
-static int access_signal(const char *mem)
-{
-	struct sigaction action = { .sa_handler = on_fault }, bus, segv;
-	int sig;
-
-	sigaction(SIGBUS, &action, &bus);
-	sigaction(SIGSEGV, &action, &segv);
-	sig = sigsetjmp(fault, 1);
-	if (!sig)
-		__atomic_load_n(mem, __ATOMIC_SEQ_CST);
-	sigaction(SIGBUS, &bus, NULL);
-	sigaction(SIGSEGV, &segv, NULL);
-	return sig;
-}
-
-/* Are the pages mapped and shared with the granting side, both ways? */
-static bool pages_shared(const struct xen_env *env, char *mem, unsigned int first,
-			 unsigned int count)
-{
-	bool good = true;
-	unsigned int i;
-
-	for (i = first; i < first + count; i++) {
-		void *here = page(mem, i), *there = page(env->grants.mem, i);
-
-		if (!grant_mapped(&env->table, env->grants.ref[i]) || access_signal(here))
-			return false;
-		good &= page_holds(here, i);
-		fill_page(here, ~i);
-		good &= page_holds(there, ~i);
-		fill_page(there, i);
-	}
-	return good;
-}
 
 #define shared(first, count)	pages_shared(&self->env, self->mem, first, count)
 
@@ -157,6 +114,14 @@ TEST_F(gntdev_vma, mremap_that_expands_is_refused_and_unmaps_nothing)
 	EXPECT_ERRNO(EINVAL, mremap(at(1), PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE));
 	/* Twice the same memory */
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, 0, SIZE, MREMAP_MAYMOVE));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+}
+
+/* It is mmap() of the same file again, and of this one that cannot be done. */
+TEST_F(gntdev_vma, remap_file_pages_is_refused_and_unmaps_nothing)
+{
+	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, self->mem, SIZE, 0, 0, 0));
+	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, at(8), PAGE_SIZE, 0, 9, 0));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
@@ -427,6 +392,28 @@ TEST_F(gntdev_vma, clearing_soft_dirty_bits_unmaps_nothing)
 		SKIP(return, "no /proc/self/clear_refs");
 	ASSERT_TRUE(hold(self->pipe, at(1), 1));
 	EXPECT_EQ(1, write(fd, "4", 1));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	close(fd);
+}
+
+/* It is about pages that are written to: those that userfaultfd looks after. */
+TEST_F(gntdev_vma, scan_that_protects_written_pages_unmaps_nothing)
+{
+	struct pm_scan_arg op = {
+		.size = sizeof(op),
+		.flags = PM_SCAN_WP_MATCHING,
+		.start = (uintptr_t)self->mem,
+		.end = (uintptr_t)self->mem + SIZE,
+		.category_mask = PAGE_IS_WRITTEN,
+	};
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		SKIP(return, "no /proc/self/pagemap");
+	EXPECT_EQ(0, ioctl(fd, PAGEMAP_SCAN, &op));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	op.flags |= PM_SCAN_CHECK_WPASYNC;
+	EXPECT_ERRNO(EPERM, ioctl(fd, PAGEMAP_SCAN, &op));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 	close(fd);
 }

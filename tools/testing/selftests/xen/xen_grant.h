@@ -12,6 +12,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -462,6 +464,51 @@ static inline void xen_env_teardown(struct __test_metadata *_metadata,
 	}
 	grants_close(&env->grants);
 	grant_table_close(&env->table);
+}
+
+/* What becomes of a mapping */
+
+static sigjmp_buf access_fault;
+
+static inline void on_fault(int sig)
+{
+	siglongjmp(access_fault, sig);
+}
+
+/* The signal that a read at @mem ends in, or 0. */
+static inline int access_signal(const char *mem)
+{
+	struct sigaction action = { .sa_handler = on_fault }, bus, segv;
+	int sig;
+
+	sigaction(SIGBUS, &action, &bus);
+	sigaction(SIGSEGV, &action, &segv);
+	sig = sigsetjmp(access_fault, 1);
+	if (!sig)
+		__atomic_load_n(mem, __ATOMIC_SEQ_CST);
+	sigaction(SIGBUS, &bus, NULL);
+	sigaction(SIGSEGV, &segv, NULL);
+	return sig;
+}
+
+/* Are the pages mapped and shared with the granting side, both ways? */
+static inline bool pages_shared(const struct xen_env *env, char *mem,
+				unsigned int first, unsigned int count)
+{
+	bool good = true;
+	unsigned int i;
+
+	for (i = first; i < first + count; i++) {
+		void *here = page(mem, i), *there = page(env->grants.mem, i);
+
+		if (!grant_mapped(&env->table, env->grants.ref[i]) || access_signal(here))
+			return false;
+		good &= page_holds(here, i);
+		fill_page(here, ~i);
+		good &= page_holds(there, ~i);
+		fill_page(there, i);
+	}
+	return good;
 }
 
 #endif /* XEN_GRANT_H */
