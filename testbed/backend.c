@@ -501,8 +501,7 @@ static bool is_in_swap_cache(const void *mem)
 	return read_entry("/proc/kpageflags", pagemap(mem) & ((1ULL << 55) - 1)) >> 13 & 1;
 }
 
-/* Swaps pages out, and has them read again: they stay in the swap cache then. */
-static char *swap_cached(unsigned int count)
+static char *filled_pages(unsigned int count)
 {
 	char *mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	unsigned int i;
@@ -511,6 +510,15 @@ static char *swap_cached(unsigned int count)
 		err(1, "mmap");
 	for (i = 0; i < count; i++)
 		fill_page(page(mem, i), i);
+	return mem;
+}
+
+/* Swaps pages out, and has them read again: they stay in the swap cache then. */
+static char *swap_cached(unsigned int count)
+{
+	char *mem = filled_pages(count);
+	unsigned int i;
+
 	if (madvise(mem, count * PAGE_SIZE, MADV_PAGEOUT))
 		err(1, "MADV_PAGEOUT");
 	for (i = 0; i < count; i++)
@@ -581,22 +589,10 @@ static int swapped(const char *address)
 
 /* Pages that a guest sends: the network gets the guest's own pages, not copies. */
 
-static char *sent_pages(unsigned int count)
-{
-	char *mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	unsigned int i;
-
-	if (mem == MAP_FAILED)
-		err(1, "mmap");
-	for (i = 0; i < count; i++)
-		fill_page(page(mem, i), i);
-	return mem;
-}
-
 static int send_pages(const char *address, unsigned int count)
 {
 	int sock = connected(address, PORT);
-	char *mem = sent_pages(count);
+	char *mem = filled_pages(count);
 	unsigned int i;
 
 	for (i = 0; i < count; i++)
@@ -625,7 +621,7 @@ struct arrivals {
 static struct arrivals arrivals(unsigned int count)
 {
 	struct arrivals a = {
-		.mem = sent_pages(count),
+		.mem = filled_pages(count),
 		.seen = calloc(count, sizeof(bool)),
 		.count = count,
 		.left = count,

@@ -3,7 +3,6 @@
  * What /dev/xen/gntdev answers to wrong input: the documented error, and
  * nothing is left behind. The latter is checked at the end of each test.
  */
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -483,17 +482,6 @@ static bool open_channel(int *fd, __u32 *to)
 	port = ioctl(fd[1], IOCTL_EVTCHN_BIND_INTERDOMAIN, &bind);
 	*to = port;
 	return port >= 0;
-}
-
-/* Has the port at @fd got an event within @ms? It can get another one then. */
-static bool event_came(int fd, int ms)
-{
-	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
-	__u32 port;
-
-	return poll(&poll_fd, 1, ms) == 1 &&
-	       read(fd, &port, sizeof(port)) == sizeof(port) &&
-	       write(fd, &port, sizeof(port)) == sizeof(port);
 }
 
 /*

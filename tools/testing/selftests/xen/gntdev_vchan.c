@@ -10,7 +10,6 @@
  * event of an end come when the end is gone, not before, and once, whoever
  * still holds pages of it.
  */
-#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -78,17 +77,6 @@ static int port_connect(int fd, int port)
 	};
 
 	return ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, &op);
-}
-
-/* Has a port at @fd got an event within @ms? It can get another one then. */
-static bool event_came(int fd, int ms)
-{
-	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
-	__u32 port;
-
-	return poll(&poll_fd, 1, ms) == 1 &&
-	       read(fd, &port, sizeof(port)) == sizeof(port) &&
-	       write(fd, &port, sizeof(port)) == sizeof(port);
 }
 
 static bool ends_open(struct ends *e, int client_port, int server_port)

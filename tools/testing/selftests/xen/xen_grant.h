@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -509,6 +510,17 @@ static inline bool pages_shared(const struct xen_env *env, char *mem,
 		fill_page(there, i);
 	}
 	return good;
+}
+
+/* Has a port at @fd of evtchn got an event within @ms? It can get another one then. */
+static inline bool event_came(int fd, int ms)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+	__u32 port;
+
+	return poll(&poll_fd, 1, ms) == 1 &&
+	       read(fd, &port, sizeof(port)) == sizeof(port) &&
+	       write(fd, &port, sizeof(port)) == sizeof(port);
 }
 
 #endif /* XEN_GRANT_H */
