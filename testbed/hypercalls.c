@@ -14,8 +14,11 @@
 
 #define PAGES		512
 #define TRACE		"/tmp/trace"
-/* Enough for a few thousand hypercalls; so that much is waited for. */
-#define TRACE_SIZE	(128 * 1024)
+/*
+ * So much is waited for: many thousand hypercalls. Most are the balloon's, which takes
+ * pages for large mappings, and gives them back in between.
+ */
+#define TRACE_SIZE	(4 << 20)
 
 /* Records of Xen's trace, see its public/trace.h. */
 #define TRACE_CLASS	"0x0020f000"	/* TRC_PV_ENTRY */

@@ -649,20 +649,14 @@ static void release_socket(struct slot *s, const struct plan *p, const bool *map
 	}
 }
 
-static bool event_came(int fd)
-{
-	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
-
-	return poll(&poll_fd, 1, STEP_MS) == 1;
-}
-
 /* The worker has ended: both ends of its vchan are gone, but for a held page. */
 static void check_vchan(struct slot *s)
 {
 	int left = 0;
 
 	if (s->report->vchan) {
-		if (!event_came(s->client_gone) || !event_came(s->server_gone))
+		if (!event_came(s->client_gone, STEP_MS) ||
+		    !event_came(s->server_gone, STEP_MS))
 			hangs("slot %u: an end of a vchan has not told that it is gone", s->nr);
 		count(vchans, 1);
 	}
