@@ -7,8 +7,6 @@ set -euo pipefail
 TOP=${TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 # Everything that is made lies here; BUILD may point it elsewhere.
 BUILD=$(realpath -m "${BUILD:-$TOP/build}")
-# shellcheck disable=SC2034  # used by the scripts that source this file
-LOGS=$BUILD/logs
 
 say() { printf '%s\n' "$*"; }
 
@@ -17,17 +15,26 @@ die() {
 	exit 1
 }
 
+# The base kernels; the first is the one that the series is written for.
+mapfile -t BASES < <(sed -nE 's/^[^#]*\<linux-source-([0-9.]+)\s.*/\1/p' "$(dirname "${BASH_SOURCE[0]}")/packages")
+export BASE=${BASE:-${BASES[0]}}
+[[ " ${BASES[*]} " == *" $BASE "* ]] || die "BASE=$BASE: the series is for ${BASES[*]}"
+# What is made of one base.  Beside it lie downloads, Xen and the compiler's cache.
+WORK=$BUILD/$BASE
+# shellcheck disable=SC2034  # used by the scripts that source this file
+LOGS=$WORK/logs
+
 # The comment at the top of a script, after its first two lines, is its --help.
 help() {
 	sed -n '3,/^[^#]/{s/^# \{0,1\}//p}' "$0"
 	exit 0
 }
 
-# One set-up or build at a time in a build directory.
+# One build at a time of a base.
 lock_build() {
-	mkdir -p "$BUILD" || die "cannot make $BUILD"
-	exec 9>"$BUILD/.lock"
-	flock -n 9 || die "another run is at work in $BUILD: wait for it"
+	mkdir -p "$WORK" || die "cannot make $WORK"
+	exec 9>"$WORK/.lock"
+	flock -n 9 || die "another run is at work in $WORK: wait for it"
 }
 
 # bound COMMAND...: runs a command that also ends when this script is killed.

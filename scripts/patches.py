@@ -4,6 +4,10 @@
 A patch file is a mail: Subject, body, "---", project-only lines, diff.  The
 diff changes files of the base only; the files a patch brings lie in the
 repository at their kernel path and are named by the patch's "Adds:" lines.
+
+The series is written for the first base.  `series-VERSION` lists the same patches
+for another one, where each is merged from the commit that it is on the first.  What
+git cannot merge has a version of its own there, NAME.VERSION.patch.
 """
 
 import argparse
@@ -21,11 +25,19 @@ from pathlib import Path
 
 TOP = Path(os.environ.get("TOP") or Path(__file__).parent.parent).resolve()
 BUILD = Path(os.environ.get("BUILD") or TOP / "build").resolve()
-BASE = BUILD / "base"
-TREE = BUILD / "tree"
-LOGS = BUILD / "logs"
+# lib.sh reads the bases from there, too.
+VERSIONS = re.findall(r"(?m)^[^#\n]*\blinux-source-([0-9.]+)\s", Path(__file__).with_name("packages").read_text())
+MAIN = VERSIONS[0]
+VERSION = os.environ.get("BASE") or MAIN
+SERIES = "series" if VERSION == MAIN else f"series-{VERSION}"
+# The end of the name of a patch that is for this base only.
+OWN = ".patch" if VERSION == MAIN else f".{VERSION}.patch"
+WORK = BUILD / VERSION
+BASE = WORK / "base"
+TREE = WORK / "tree"
+LOGS = WORK / "logs"
 # What apply last made: prefix -> commit, and what the repository's files were.
-STATE = BUILD / "applied.json"
+STATE = WORK / "applied.json"
 
 BRANCH = "series"
 NAME, MAIL = "grant mapping series", "series@example.invalid"
@@ -52,6 +64,8 @@ def command(main):
     name = Path(sys.argv[0]).name
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if VERSION not in VERSIONS:
+            raise Failure(f"BASE={VERSION}: the series is for {' '.join(VERSIONS)}")
         sys.exit(main())
     except Failure as failure:
         sys.exit(f"{name}: {failure}")
@@ -63,13 +77,13 @@ def command(main):
 
 @functools.cache
 def lock():
-    """One writer at a time in a build directory; lib.sh's lock_build() is the same lock."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    held = open(BUILD / ".lock", "w", encoding="ascii")
+    """One writer at a time for a base; lib.sh's lock_build() is the same lock."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    held = open(WORK / ".lock", "w", encoding="ascii")
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Failure(f"another run is at work in {shown(BUILD)}: wait for it") from None
+        raise Failure(f"another run is at work in {shown(WORK)}: wait for it") from None
     return held  # the cache keeps it open, and so locked, until the script ends
 
 
@@ -178,6 +192,11 @@ class Patch:
         self.padded = "\n" * (end + 1 + start) + self.diff
 
     @property
+    def shared(self):
+        """Is it for the first base, and merged from there?"""
+        return not self.path.endswith(OWN)
+
+    @property
     def message(self):
         return self.subject + (f"\n\n{self.body}" if self.body else "") + "\n"
 
@@ -236,22 +255,22 @@ def read_bytes(path, why):
         raise Failure(f"{shown(path)}: {error.strerror.lower()}, {why}") from None
 
 
-def series_paths(top=TOP):
+def series_paths(top=TOP, name=SERIES):
     """The lines of `series`; none when there is no such file."""
-    if not (top / "series").exists():
+    if not (top / name).exists():
         return []
-    paths = (top / "series").read_text().splitlines()
+    paths = (top / name).read_text().splitlines()
     for number, path in enumerate(paths, 1):
         if not re.fullmatch(r"[^\s#]+\.patch", path) or not safe(path):
-            raise Failure(f"series, line {number}: not the path of a patch: `{path}`")
+            raise Failure(f"{name}, line {number}: not the path of a patch: `{path}`")
         if path in paths[:number - 1]:
-            raise Failure(f"series, line {number}: {path} is listed twice")
+            raise Failure(f"{name}, line {number}: {path} is listed twice")
     return paths
 
 
 def load_series(top=TOP):
     """The patches of the series, checked against each other and the base."""
-    patches = [Patch(path, text(read_bytes(top / path, "but `series` lists it")))
+    patches = [Patch(path, text(read_bytes(top / path, f"but `{SERIES}` lists it")))
                for path in series_paths(top)]
     owner, subjects = {}, {}
     for patch in patches:
@@ -267,13 +286,14 @@ def load_series(top=TOP):
             owner[path] = patch.path
             if not (top / path).is_file() or (top / path).is_symlink():
                 raise Failure(f"{patch.path} adds {path}, which is no file in the repository")
-    changed = [path for patch in patches for path in patch.changes]
+    here = [patch for patch in patches if not patch.shared]
+    changed = [path for patch in here for path in patch.changes]
     known = in_base(list(owner) + changed)
     for patch in patches:
         for path in patch.adds:
             if path in known:
                 raise Failure(f"{patch.path} adds {path}, which the base already has")
-    for patch in patches:
+    for patch in here:
         for path in patch.changes:
             if path in owner:
                 raise Failure(f"{patch.path} changes {path}, which {owner[path]} adds: "
@@ -298,6 +318,9 @@ def fingerprints(patches, top=TOP):
     files = {}
     for patch in patches:
         files[patch.path] = blob(patch.content().encode("utf-8", "surrogateescape"))
+        if patch.shared:
+            # Merging depends on the code around it, too.
+            files[patch.path] += " ".join(["", *main_commits().get(patch.path, ())])
         for path in patch.adds:
             files[path] = f"{mode_of(top / path)} {blob((top / path).read_bytes())}"
     return files
@@ -328,6 +351,21 @@ def base_date():
     return git(BASE, "log", "-1", "--format=%ct +0000", base_commit()).strip()
 
 
+@functools.cache
+def main_commits():
+    """{path: (parent, commit)} of the series on the first base."""
+    done = run([Path(__file__).with_name("apply"), "--print-commits"], env={"BASE": MAIN})
+    if done.returncode:
+        raise Failure(f"on {MAIN}: {text(done.stderr).strip()}")
+    result, parent = {}, None
+    for line in text(done.stdout).splitlines():
+        path, _, commit = line.partition("\t")
+        if parent:
+            result[path] = parent, commit
+        parent = commit
+    return result
+
+
 def commit_series(patches, top=TOP):
     """Commit the patches onto the base, no work tree involved.
 
@@ -348,16 +386,40 @@ def commit_series(patches, top=TOP):
             if known and exists(known):
                 parent, index = known, None
             else:
-                if index != parent:
-                    git(BASE, "read-tree", parent, env=env)
-                moved += stage(patch, top, env)
-                tree = git(BASE, "write-tree", env=env).strip()
+                if patch.shared:
+                    tree = merge(patch, parent, env)
+                else:
+                    if index != parent:
+                        git(BASE, "read-tree", parent, env=env)
+                    moved += stage(patch, top, env)
+                    tree = git(BASE, "write-tree", env=env).strip()
                 if tree == git(BASE, "rev-parse", f"{parent}^{{tree}}").strip():
                     raise Failure(f"{patch.path} changes nothing")
-                parent = index = git(BASE, "commit-tree", tree, "-p", parent,
-                                     stdin=patch.message, env=env).strip()
+                parent = git(BASE, "commit-tree", tree, "-p", parent, stdin=patch.message, env=env).strip()
+                index = None if patch.shared else parent
             commits[prefix] = parent
     return commits, moved
+
+
+def merge(patch, parent, env):
+    """The tree of a patch of the first base on top of `parent`."""
+    if patch.path not in main_commits():
+        raise Failure(f"{SERIES} lists {patch.path}, which is not in `series`: "
+                      f"a patch for {VERSION} only ends in {OWN}")
+    before, after = main_commits()[patch.path]
+    # git merge-tree of Debian 12 takes two commits that have a parent in common.
+    root = git(BASE, "commit-tree", f"{before}^{{tree}}", stdin="before", env=env).strip()
+    sides = [git(BASE, "commit-tree", f"{commit}^{{tree}}", "-p", root, stdin="side", env=env).strip()
+             for commit in (parent, after)]
+    # A file that looks like a new one is no rename.
+    done = run(["git", "-C", BASE, "-c", "merge.renames=false", "merge-tree", "--write-tree",
+                "--name-only", "--no-messages", *sides])
+    lines = text(done.stdout).splitlines()
+    if done.returncode:
+        names = ", ".join(lines[1:]) or text(done.stderr).strip()
+        raise Failure(f"{patch.path} does not merge on {VERSION}: {names}; it needs a version of its own, "
+                      f"{patch.path.removesuffix('.patch')}{OWN}")
+    return lines[0]
 
 
 def exists(commit):
@@ -457,7 +519,7 @@ class Planned(Patch):
         place = (self.paths or self.adds)[0].rpartition("/")[0]
         slug = re.sub(r"[^a-z0-9]+", "-", self.subject.lower()).strip("-")
         slug = slug if len(slug) <= 52 else slug[:53].rpartition("-")[0]
-        names = (f"{slug}{suffix}.patch" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        names = (f"{slug}{suffix}{OWN}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         paths = (f"{place}/{name}" if place else name for name in names)
         self.path = next(path for path in paths if path not in taken)
         self.notes = "\n".join([*(f"Adds: {path}" for path in self.adds), "Upstream: not yet (new)"])
@@ -497,13 +559,32 @@ def plan(commits, old):
     return planned
 
 
+def differing(planned, commits):
+    """Those of the patches shared with the first base that are not what it gives here."""
+    result, parent = [], base_commit()
+    for patch, commit in zip(planned, commits):
+        if patch.shared:
+            same = Patch(patch.path, text((TOP / patch.path).read_bytes())).message == patch.message
+            try:
+                tree = merge(patch, parent, identity(NAME, MAIL, base_date()))
+            except Failure:
+                tree = None
+            if not same or tree != tree_hash(commit):
+                result.append(patch)
+        parent = commit
+    return result
+
+
 def write_plan(planned, top):
     """Write the planned patches, their files and `series` below `top`."""
     for patch in planned:
-        put(top / patch.path, patch.written().encode("utf-8", "surrogateescape"))
+        if patch.shared:
+            put(top / patch.path, (TOP / patch.path).read_bytes())
+        else:
+            put(top / patch.path, patch.written().encode("utf-8", "surrogateescape"))
         for path, (mode, name) in patch.files.items():
             put(top / path, cat_blob(name), mode)
-    put(top / "series", "".join(f"{patch.path}\n" for patch in planned).encode())
+    put(top / SERIES, "".join(f"{patch.path}\n" for patch in planned).encode())
 
 
 def cat_blob(name):

@@ -7,11 +7,25 @@ earlier one is still right, and leaves nothing behind.
 
 import gzip
 import os
+import re
 import stat
 import subprocess
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(HERE)
+# As in scripts/lib.sh: what is made, and what of it is made of one base.
+BUILD = os.path.abspath(os.environ.get('BUILD') or os.path.join(TOP, 'build'))
+
+
+def first_base():
+    with open(os.path.join(TOP, 'scripts/packages'), encoding='ascii') as f:
+        return re.search(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[1]
+
+
+WORK = os.path.join(BUILD, os.environ.get('BASE') or first_base())
+
 # What runs in dom0 and in the guests.
-SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'initramfs')
+SOURCES = os.path.join(HERE, 'initramfs')
 TOOLS = [
     'usr/lib/xen-4.17/bin/xl', 'usr/lib/xen-4.17/bin/xenstored',
     'usr/lib/xen-4.17/bin/xenconsoled', 'usr/lib/xen-4.17/bin/xen-init-dom0',
@@ -100,14 +114,13 @@ class Cpio:
 class Image:
     """Makes the archives out of the unpacked packages in BUILD/xen."""
 
-    def __init__(self, build):
-        self.build = build
-        self.root = os.path.join(build, 'xen')
+    def __init__(self):
+        self.root = os.path.join(BUILD, 'xen')
         if not os.path.isdir(self.root):
             raise ImageError(f"no Xen in {self.root}: run 'make setup'")
 
     def _made(self, name):
-        directory = os.path.join(self.build, 'image')
+        directory = os.path.join(BUILD, 'image')
         os.makedirs(directory, exist_ok=True)
         return os.path.join(directory, name)
 
