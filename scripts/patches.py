@@ -255,17 +255,50 @@ def read_bytes(path, why):
         raise Failure(f"{shown(path)}: {error.strerror.lower()}, {why}") from None
 
 
+def series_sets(top=TOP, name=SERIES):
+    """{set: its patches} in order; a set begins with a line `# NAME` of `series`."""
+    sets, seen = {}, set()
+    lines = (top / name).read_text().splitlines() if (top / name).exists() else []
+    for number, line in enumerate(lines, 1):
+        where = f"{name}, line {number}"
+        head = re.fullmatch(r"# ([a-z0-9][a-z0-9-]*)", line)
+        if head:
+            if head[1] in sets:
+                raise Failure(f"{where}: set {head[1]} begins for the second time")
+            sets[head[1]] = []
+            continue
+        if not re.fullmatch(r"[^\s#]+\.patch", line) or not safe(line):
+            raise Failure(f"{where}: neither the path of a patch nor `# SET`: `{line}`")
+        if line in seen:
+            raise Failure(f"{where}: {line} is listed twice")
+        if not sets:
+            raise Failure(f"{where}: {line} is in no set: a line `# SET` has to stand above it")
+        seen.add(line)
+        sets[next(reversed(sets))].append(line)
+    for head, members in sets.items():
+        if not members:
+            raise Failure(f"{name}: set {head} has no patches")
+    return sets
+
+
 def series_paths(top=TOP, name=SERIES):
-    """The lines of `series`; none when there is no such file."""
-    if not (top / name).exists():
-        return []
-    paths = (top / name).read_text().splitlines()
-    for number, path in enumerate(paths, 1):
-        if not re.fullmatch(r"[^\s#]+\.patch", path) or not safe(path):
-            raise Failure(f"{name}, line {number}: not the path of a patch: `{path}`")
-        if path in paths[:number - 1]:
-            raise Failure(f"{name}, line {number}: {path} is listed twice")
-    return paths
+    """The patches of `series`; none when there is no such file."""
+    return [path for paths in series_sets(top, name).values() for path in paths]
+
+
+def series_text(paths):
+    """`series` with these patches, each in its set, a new one in that of the patch before it."""
+    old = series_sets()
+    place = {path: name for name, members in old.items() for path in members}
+    sets, current = {}, next(iter(old), "all")
+    for path in paths:
+        # It may have got a version of its own.
+        current = place.get(path) or place.get(path.removesuffix(OWN) + ".patch") or current
+        if sets and current in sets and current != next(reversed(sets)):
+            raise Failure(f"{path} is of set {current} and comes after patches of set {next(reversed(sets))}: "
+                          "move the commit, or move its line in `series` to the other set first")
+        sets.setdefault(current, []).append(path)
+    return "".join(f"# {name}\n" + "".join(f"{path}\n" for path in members) for name, members in sets.items())
 
 
 def load_series(top=TOP):
@@ -584,7 +617,7 @@ def write_plan(planned, top):
             put(top / patch.path, patch.written().encode("utf-8", "surrogateescape"))
         for path, (mode, name) in patch.files.items():
             put(top / path, cat_blob(name), mode)
-    put(top / SERIES, "".join(f"{patch.path}\n" for patch in planned).encode())
+    put(top / SERIES, series_text([patch.path for patch in planned]).encode())
 
 
 def cat_blob(name):
