@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
-# Thin: each target calls one script, each of which has a --help.
+# Thin: each target calls one script, each of which has a --help.  BASE=6.12 has them
+# work on another base than the first.
+
+export BASE
 
 .DEFAULT_GOAL := demo
 
 demo: ## set up, build, and show each case of the demonstration on stock and patched (the default)
 	testbed/demo
 
-check: ## run the tests
+check: ## run the tests, about an hour
 	testbed/check
+
+check-all: ## run every test on every base, some hours
+	testbed/check --all
 
 soak: kernel ## let go of pages in use at random for 10 minutes, with guests (testbed/soak --help)
 	testbed/soak
@@ -18,10 +24,10 @@ bench: ## measure stock and patched, in instructions
 setup: ## install what is missing, unpack the base and Xen
 	scripts/setup
 
-tree: setup ## build/tree: a git tree of the base with the series as commits
+tree: setup ## build/BASE/tree: a git tree of the base with the series as commits
 	scripts/apply
 
-kernel: tree ## build/stock, build/patched and build/debug: the kernels
+kernel: tree ## build/BASE/stock, patched and debug: the kernels
 	scripts/kernel stock patched debug
 
 shell: tree ## an interactive dom0 on the patched kernel
@@ -31,13 +37,13 @@ shell: tree ## an interactive dom0 on the patched kernel
 refresh: ## write the commits of build/tree back to the series
 	scripts/refresh
 
-export: tree ## build/export: the series as mails
+export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
 clean: ## remove all that was made, but for the downloads and the compiler's cache
-	find build -mindepth 1 -maxdepth 1 ! -name cache ! -name ccache -exec rm -rf {} +
+	find build -mindepth 1 -maxdepth 1 ! -name apt ! -name cache ! -name ccache -exec rm -rf {} +
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check soak bench setup tree kernel shell refresh export clean help
+.PHONY: demo check check-all soak bench setup tree kernel shell refresh export clean help
