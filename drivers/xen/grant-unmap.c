@@ -1259,7 +1259,7 @@ static int __init unmap_init(void)
 		return 0;
 
 	queue_init(&unmap_queue);
-	unmap_queue.wq = alloc_workqueue("xen-grant-unmap", WQ_MEM_RECLAIM, 0);
+	unmap_queue.wq = alloc_workqueue("xen-grant-unmap", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
 
 	return unmap_queue.wq ? 0 : -ENOMEM;
 }

@@ -3,12 +3,13 @@
  * KUnit tests of vm_normal_page() for VMAs that carry pages, and for the other
  * ones that have special PTEs.
  *
- * The VMAs are made up, and belong to no process: vm_normal_page() looks at a VMA
- * and a PTE only. That VMAs which are split keep their pages is tested with the
- * real code in tools/testing/vma.
+ * The VMAs are made up, and in the address space of no process: vm_normal_page()
+ * looks at a VMA and a PTE only. That VMAs which are split keep their pages is
+ * tested with the real code in tools/testing/vma.
  */
 #include <kunit/test.h>
 #include <linux/mm.h>
+#include <linux/sched/mm.h>
 
 #define NR_PAGES	8
 /* Where the pages begin, in the file and in memory */
@@ -18,7 +19,7 @@
 #define READAHEAD	0x1234567UL
 
 struct world {
-	struct mm_struct mm;
+	struct mm_struct *mm;
 	struct vm_area_struct *vma;
 	struct page *pages[NR_PAGES];
 	struct vma_page_array array;
@@ -50,9 +51,9 @@ static int set_pages(struct world *w)
 {
 	int ret;
 
-	mmap_write_lock(&w->mm);
+	mmap_write_lock(w->mm);
 	ret = vma_set_pages(w->vma, &w->array);
-	mmap_write_unlock(&w->mm);
+	mmap_write_unlock(w->mm);
 	return ret;
 }
 
@@ -128,6 +129,19 @@ static void part_of_a_vma_has_its_pages(struct kunit *test)
 	w->vma->vm_start = address(2);
 	w->vma->vm_pgoff = FIRST_PGOFF + 2;
 	expect_pages(test, 2, 4);
+}
+
+/* What a split begins with. */
+static void copy_of_a_vma_has_its_pages(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct vm_area_struct *copy;
+
+	KUNIT_ASSERT_EQ(test, set_pages(w), 0);
+	copy = vm_area_dup(w->vma);
+	KUNIT_ASSERT_NOT_NULL(test, copy);
+	KUNIT_EXPECT_PTR_EQ(test, vma_page_array(copy), &w->array);
+	vm_area_free(copy);
 }
 
 static void mapping_without_pages_has_none(struct kunit *test)
@@ -220,6 +234,8 @@ static void vma_pages_test_free(void *data)
 
 	if (w->vma)
 		vm_area_free(w->vma);
+	if (w->mm)
+		mmput(w->mm);
 	for (unsigned int i = 0; i < NR_PAGES; i++)
 		if (w->pages[i])
 			__free_page(w->pages[i]);
@@ -235,8 +251,9 @@ static int vma_pages_test_init(struct kunit *test)
 		w->pages[i] = alloc_page(GFP_KERNEL);
 		KUNIT_ASSERT_NOT_NULL(test, w->pages[i]);
 	}
-	mmap_init_lock(&w->mm);
-	w->vma = vm_area_alloc(&w->mm);
+	w->mm = mm_alloc();
+	KUNIT_ASSERT_NOT_NULL(test, w->mm);
+	w->vma = vm_area_alloc(w->mm);
 	KUNIT_ASSERT_NOT_NULL(test, w->vma);
 	w->vma->vm_start = START;
 	w->vma->vm_end = address(NR_PAGES);
@@ -255,6 +272,7 @@ static struct kunit_case vma_pages_cases[] = {
 	KUNIT_CASE(entry_that_is_cleared_has_no_page),
 	KUNIT_CASE(address_beyond_the_pages_has_none),
 	KUNIT_CASE(part_of_a_vma_has_its_pages),
+	KUNIT_CASE(copy_of_a_vma_has_its_pages),
 	KUNIT_CASE(mapping_without_pages_has_none),
 	KUNIT_CASE(readahead_is_not_taken_for_pages),
 	KUNIT_CASE(zero_page_is_not_normal),
