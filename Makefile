@@ -7,7 +7,7 @@ export BASE
 .DEFAULT_GOAL := demo
 
 demo: ## set up, build, and show each case of the demonstration on stock and patched (the default)
-	testbed/demo
+	testbed/suites/demo
 
 check: ## run the tests, about an hour
 	testbed/check
@@ -15,11 +15,11 @@ check: ## run the tests, about an hour
 check-all: ## run every test on every base, some hours
 	testbed/check --all
 
-soak: kernel ## let go of pages in use at random for 10 minutes, with guests (testbed/soak --help)
-	testbed/soak
+soak: kernel ## let go of pages in use at random for 10 minutes, with guests (testbed/suites/soak --help)
+	testbed/suites/soak
 
 bench: ## measure stock and patched, in instructions
-	testbed/bench
+	testbed/suites/bench
 
 setup: ## install what is missing, unpack the base and Xen
 	scripts/setup
@@ -32,7 +32,7 @@ kernel: tree ## build/BASE/stock, patched and debug: the kernels
 
 shell: tree ## an interactive dom0 on the patched kernel
 	scripts/kernel patched
-	testbed/dom0 shell
+	testbed/runner/dom0 shell
 
 refresh: ## write the commits of build/tree back to the series
 	scripts/refresh

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * soak SECONDS SEED GUESTS: what testbed/soak runs in dom0.
+ * soak SECONDS SEED GUESTS: what testbed/suites/soak runs in dom0.
  *
  * A number of slots, each a process, grant pages to this domain. For each round
  * a slot starts a worker, which maps some of them, puts them to use and lets go

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What testbed/backend runs in dom0 and has no program for:
+ * What testbed/suites/backend runs in dom0 and has no program for:
  *
  *   backend echo DEVICE MS	each packet that is sent to the network DEVICE goes
  *				at once, and a copy of it MS later, which refers to

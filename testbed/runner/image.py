@@ -12,7 +12,7 @@ import stat
 import subprocess
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TOP = os.path.dirname(HERE)
+TOP = os.path.dirname(os.path.dirname(HERE))
 # As in scripts/lib.sh: what is made, and what of it is made of one base.
 BUILD = os.path.abspath(os.environ.get('BUILD') or os.path.join(TOP, 'build'))
 

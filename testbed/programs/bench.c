@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The figures of testbed/bench, measured in a dom0 that maps its own grants.
+ * The figures of testbed/suites/bench, measured in a dom0 that maps its own grants.
  * Prints a line "name value" for each; "-" for what this kernel does not count.
  *
  * Time is the machine's instructions: dom0 runs with --icount.
