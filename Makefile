@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-# Thin: each target calls one script, each of which has a --help.  BASE=6.12 has them
-# work on another base than the first.
+# Thin: each target calls one script, each of which has a --help.  BASE=7.3 has them
+# work on another base than 6.12.
 
 export BASE
 

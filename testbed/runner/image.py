@@ -17,12 +17,12 @@ TOP = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.abspath(os.environ.get('BUILD') or os.path.join(TOP, 'build'))
 
 
-def first_base():
+def default_base():
     with open(os.path.join(TOP, 'scripts/packages'), encoding='ascii') as f:
-        return re.search(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[1]
+        return re.findall(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[-1]
 
 
-WORK = os.path.join(BUILD, os.environ.get('BASE') or first_base())
+WORK = os.path.join(BUILD, os.environ.get('BASE') or default_base())
 
 # What runs in dom0 and in the guests.
 SOURCES = os.path.join(HERE, 'initramfs')
