@@ -2,8 +2,10 @@
 """What apply, refresh, export and check share: the series and its commits.
 
 A patch file is a mail: Subject, body, "---", project-only lines, diff.  The
-diff changes files of the base only; the files a patch brings lie in the
-repository at their kernel path and are named by the patch's "Adds:" lines.
+diff changes files of the base, and files that earlier patches add.  The files that
+a patch adds are named by its "Adds:" lines.  They lie in the repository at their
+kernel path, as they are at the end of the series: the form in which the patch brings
+them is what is left when the hunks of the later patches are taken back.
 
 The series is written for the first base.  `series-VERSION` lists the same patches
 for another one, where each is merged from the commit that it is on the first.  What
@@ -188,6 +190,8 @@ class Patch:
         self.diff = "\n".join(rest[start:])
         self.adds = [word for line in re.findall(r"(?m)^Adds:(.*)$", self.notes)
                      for word in line.split()]
+        # {path: (mode, blob)} of what it adds, in the form in which it brings it.
+        self.files = {}
         # Empty lines keep the line numbers of the file in git's messages.
         self.padded = "\n" * (end + 1 + start) + self.diff
 
@@ -225,20 +229,23 @@ class Patch:
 
 def apply_error(patch, stderr):
     """git apply's complaint as one line that names patch, file and hunk."""
+    return f"{patch.path} does not apply: {failed_hunk(patch, stderr)}"
+
+
+def failed_hunk(patch, stderr, side="-"):
+    """Where git apply failed; `side` of the diff is the one that it looked for."""
     failed = re.search(r"(?m)^error: patch failed: (.*):(\d+)$", stderr)
     if failed:
         name, line = failed.groups()
-        hunk = hunk_number(patch.diff, name, line)
-        return f"{patch.path} does not apply: {name}, hunk {hunk} (line {line})"
-    errors = re.findall(r"(?m)^error: (.*)$", stderr) or [stderr.strip().split("\n")[-1]]
-    return f"{patch.path} does not apply: {errors[0]}"
+        return f"{name}, hunk {hunk_number(patch.diff, name, line, side)} (line {line})"
+    return (re.findall(r"(?m)^error: (.*)$", stderr) or [stderr.strip().split("\n")[-1]])[0]
 
 
-def hunk_number(diff, name, line):
-    """Which of the hunks for file `name` is the one at old line `line`."""
+def hunk_number(diff, name, line, side):
+    """Which of the hunks for file `name` is the one at this line of that side."""
     for part in re.split(r"(?m)^--- a/", diff)[1:]:
         if part.split("\n", 1)[0].split("\t")[0] == name:
-            starts = re.findall(r"(?m)^@@ -(\d+)", part)
+            starts = re.findall(rf"(?m)^@@ .*?\{side}(\d+)", part)
             if line in starts:
                 return starts.index(line) + 1
     return "?"
@@ -319,6 +326,13 @@ def load_series(top=TOP):
             owner[path] = patch.path
             if not (top / path).is_file() or (top / path).is_symlink():
                 raise Failure(f"{patch.path} adds {path}, which is no file in the repository")
+    require_order(patches, owner)
+    bring(patches, top)
+    return patches
+
+
+def require_order(patches, owner):
+    """Each patch changes only what is there; `owner` tells which patch adds a file."""
     here = [patch for patch in patches if not patch.shared]
     changed = [path for patch in here for path in patch.changes]
     known = in_base(list(owner) + changed)
@@ -326,15 +340,67 @@ def load_series(top=TOP):
         for path in patch.adds:
             if path in known:
                 raise Failure(f"{patch.path} adds {path}, which the base already has")
-    for patch in here:
-        for path in patch.changes:
-            if path in owner:
-                raise Failure(f"{patch.path} changes {path}, which {owner[path]} adds: "
-                              "fold the change into the file, or make it a file of its own")
-            if path not in known:
+    added = set()
+    for patch in patches:
+        for path in [] if patch.shared else patch.changes:
+            if path in patch.adds:
+                raise Failure(f"{patch.path} adds {path} and changes it: fold the change into the file")
+            if path in owner and path not in added:
+                raise Failure(f"{patch.path} changes {path}, which {owner[path]} adds later: "
+                              f"move its line in `{SERIES}` behind that one")
+            if path not in known and path not in owner:
                 raise Failure(f"{patch.path} changes {path}, which the base does not have: "
                               "a new file is a file of the repository, named in `Adds:`")
-    return patches
+            if path in owner and (f"\n--- a/{path}\n+++ /dev/null\n" in patch.diff
+                                  or f"\n--- /dev/null\n+++ b/{path}\n" in patch.diff):
+                raise Failure(f"{patch.path} creates or deletes {path}, which {owner[path]} adds: "
+                              "a later patch may only change it")
+        added.update(patch.adds)
+
+
+def bring(patches, top):
+    """Fill in each patch's `files`: the repository's, without what later patches change.
+
+    A shared patch brings what its commit on the first base brings.
+    """
+    files = stored([path for patch in patches if not patch.shared for path in patch.adds], top)
+    for patch in reversed(patches):
+        if not patch.shared:
+            patch.files = {path: files.pop(path) for path in patch.adds}
+        # Without files of this kind, do not ask git about each patch.
+        if files:
+            files |= rework(patch, files, "--reverse")
+
+
+def stored(paths, top):
+    """{path: (mode, blob)} of the repository's files, which the base's git then has, too."""
+    blobs = git(BASE, "hash-object", "-w", "--no-filters", "--stdin-paths",
+                stdin="".join(f"{top / path}\n" for path in paths)).split()
+    return {path: (mode_of(top / path), name) for path, name in zip(paths, blobs)}
+
+
+def index_lines(files):
+    """{path: (mode, blob)} as git update-index reads it."""
+    return "".join(f"{mode} {name}\t{path}\n" for path, (mode, name) in files.items())
+
+
+def rework(patch, files, *options):
+    """What the patch makes of those of the files that it changes."""
+    mine = {path: files[path] for path in patch.changes if path in files}
+    if not mine:
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        git(BASE, "update-index", "--add", "--index-info", stdin=index_lines(mine), env=env)
+        done = run(["git", "-C", BASE, "apply", "--cached", "--whitespace=nowarn", *options,
+                    *(f"--include={path}" for path in mine), "-"], stdin=patch.padded, env=env)
+        if done.returncode and "--reverse" in options:
+            raise Failure(f"{patch.path} cannot be taken back: {failed_hunk(patch, text(done.stderr), '+')}: "
+                          "the repository's file has to be as this patch and those after it leave it")
+        if done.returncode:
+            raise Failure(apply_error(patch, text(done.stderr)))
+        entries = git(BASE, "ls-files", "-s", "-z", env=env).split("\0")[:-1]
+    return {entry.split("\t", 1)[1]: tuple(entry.split(" ")[:2]) for entry in entries}
 
 
 def mode_of(path):
@@ -413,7 +479,8 @@ def commit_series(patches, top=TOP):
     with tempfile.TemporaryDirectory() as scratch:
         env = {"GIT_INDEX_FILE": f"{scratch}/index", **identity(NAME, MAIL, base_date())}
         for patch in patches:
-            parts = [prefix, *(f"{path} {files[path]}" for path in [patch.path, *patch.adds])]
+            # The form in which the patch brings a file depends on later patches, too.
+            parts = [prefix, f"{patch.path} {files[patch.path]}", index_lines(patch.files)]
             prefix = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             known = done.get(prefix)
             if known and exists(known):
@@ -424,14 +491,28 @@ def commit_series(patches, top=TOP):
                 else:
                     if index != parent:
                         git(BASE, "read-tree", parent, env=env)
-                    moved += stage(patch, top, env)
+                    moved += stage(patch, env)
                     tree = git(BASE, "write-tree", env=env).strip()
                 if tree == git(BASE, "rev-parse", f"{parent}^{{tree}}").strip():
                     raise Failure(f"{patch.path} changes nothing")
                 parent = git(BASE, "commit-tree", tree, "-p", parent, stdin=patch.message, env=env).strip()
                 index = None if patch.shared else parent
             commits[prefix] = parent
+    if [patch.path for patch in patches] == series_paths(top):
+        require_files(patches, parent, top)
     return commits, moved
+
+
+def require_files(patches, commit, top):
+    """The commit at the end has the files that patches add as the repository has them."""
+    paths = [path for patch in patches for path in patch.adds]
+    listed = git(BASE, "ls-tree", "-z", commit, "--", *paths).split("\0")[:-1] if paths else []
+    for entry in listed:
+        (mode, _, name), path = entry.split("\t", 1)[0].split(" "), entry.split("\t", 1)[1]
+        if (mode, name) != (mode_of(top / path), blob((top / path).read_bytes())):
+            names = [patch.path for patch in patches if path in patch.changes]
+            raise Failure(f"`{SERIES}` does not end with {path} as it is in the repository: see what "
+                          f"{', '.join(names) or 'none of its patches'} changes in it")
 
 
 def merge(patch, parent, env):
@@ -459,7 +540,7 @@ def exists(commit):
     return run(["git", "-C", BASE, "cat-file", "-e", f"{commit}^{{tree}}"]).returncode == 0
 
 
-def stage(patch, top, env):
+def stage(patch, env):
     """Apply one patch to the index and add its new files."""
     moved = []
     if patch.diff:
@@ -475,12 +556,8 @@ def stage(patch, top, env):
             hunk = re.match(r"Hunk #(\d+) succeeded at \d+ \(offset (-?\d+) lines?\)", line)
             if hunk:
                 moved.append(f"{patch.path}: {name}, hunk {hunk[1]} moved by {hunk[2]} lines")
-    if patch.adds:
-        blobs = git(BASE, "hash-object", "-w", "--no-filters", "--stdin-paths",
-                    stdin="".join(f"{top / path}\n" for path in patch.adds)).split()
-        git(BASE, "update-index", "--add", "--index-info", env=env,
-            stdin="".join(f"{mode_of(top / path)} {name}\t{path}\n"
-                          for path, name in zip(patch.adds, blobs)))
+    if patch.files:
+        git(BASE, "update-index", "--add", "--index-info", stdin=index_lines(patch.files), env=env)
     return moved
 
 
@@ -519,9 +596,13 @@ def commit_message(commit):
 
 
 class Planned(Patch):
-    """A patch as a commit makes it; `files` are the new files it brings."""
+    """A patch as a commit makes it.
 
-    def __init__(self, parent, commit):  # pylint: disable=super-init-not-called
+    `files` are the new files that it brings, `leaves` those and what it makes of
+    the ones in `owner`, which earlier commits bring.
+    """
+
+    def __init__(self, parent, commit, owner):  # pylint: disable=super-init-not-called
         self.path, self.notes = None, ""
         self.subject, self.body = commit_message(commit)
         if re.match(r"(fixup|squash|amend)! ", self.subject):
@@ -531,9 +612,10 @@ class Planned(Patch):
             raise Failure(f"commit `{self.subject}`: a line `---` would end the mail's text: take it out")
         changes = raw_changes(parent, commit)
         known = in_base(path for path, _, _ in changes)
-        self.files = {path: (mode, name) for path, mode, name in changes if path not in known}
+        self.leaves = {path: (mode, name) for path, mode, name in changes if path not in known}
+        self.files = {path: self.leaves[path] for path in self.leaves if path not in owner}
         self.adds = sorted(self.files)
-        self.paths = [path for path, _, _ in changes if path in known]
+        self.paths = [path for path, _, _ in changes if path not in self.files]
         self.diff = diff_of(parent, commit, self.paths)
         if not changes:
             raise Failure(f"commit `{self.subject}` changes nothing: drop it")
@@ -562,14 +644,14 @@ def plan(commits, old):
     """The patches that the commits make; `old` are those they may continue."""
     planned, parent, owner = [], base_commit(), {}
     for commit in commits:
-        patch = Planned(parent, commit)
-        for path, (mode, _) in patch.files.items():
-            if path in owner:
-                raise Failure(f"commit `{patch.subject}` changes {path}, which `{owner[path]}` adds: "
-                              "fold it into that one, or make it a file of its own")
+        patch = Planned(parent, commit, owner)
+        for path, (mode, _) in patch.leaves.items():
+            if mode == "000000":
+                raise Failure(f"commit `{patch.subject}` deletes or renames {path}, which `{owner[path]}` adds: "
+                              "a later commit may only change it")
             if mode not in ("100644", "100755"):
                 raise Failure(f"commit `{patch.subject}`: {path} is no plain file")
-            owner[path] = patch.subject
+        owner.update(dict.fromkeys(patch.files, patch.subject))
         if patch.subject in (other.subject for other in planned):
             raise Failure(f"two commits have the subject `{patch.subject}`: reword one")
         planned.append(patch)
@@ -608,6 +690,11 @@ def differing(planned, commits):
     return result
 
 
+def ends(planned):
+    """{path: (mode, blob)} of the files that the planned patches add, after the last of them."""
+    return {path: patch.leaves[path] for patch in planned for path in patch.leaves}
+
+
 def write_plan(planned, top):
     """Write the planned patches, their files and `series` below `top`."""
     for patch in planned:
@@ -615,8 +702,8 @@ def write_plan(planned, top):
             put(top / patch.path, (TOP / patch.path).read_bytes())
         else:
             put(top / patch.path, patch.written().encode("utf-8", "surrogateescape"))
-        for path, (mode, name) in patch.files.items():
-            put(top / path, cat_blob(name), mode)
+    for path, (mode, name) in ends(planned).items():
+        put(top / path, cat_blob(name), mode)
     put(top / SERIES, series_text([patch.path for patch in planned]).encode())
 
 
