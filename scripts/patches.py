@@ -510,9 +510,10 @@ def require_files(patches, commit, top):
     for entry in listed:
         (mode, _, name), path = entry.split("\t", 1)[0].split(" "), entry.split("\t", 1)[1]
         if (mode, name) != (mode_of(top / path), blob((top / path).read_bytes())):
-            names = [patch.path for patch in patches if path in patch.changes]
-            raise Failure(f"`{SERIES}` does not end with {path} as it is in the repository: see what "
-                          f"{', '.join(names) or 'none of its patches'} changes in it")
+            names = ", ".join(patch.path for patch in patches if path in patch.changes)
+            raise Failure(f"`{SERIES}` does not end with {path} as it is in the repository: "
+                          + (f"see what is changed in it by {names}" if names else
+                             f"list the patches of {MAIN} that change it"))
 
 
 def merge(patch, parent, env):
