@@ -2,21 +2,46 @@
 /*
  * Unmapping of grants, once nobody uses their pages any more.
  *
- * The pages that foreign frames are mapped onto go to pipes, to disks and to
- * networks like any others, and whoever holds one may keep it for long. Taking
- * the frame away from under a holder is not an option, and neither is to wait
- * where the grant is to be unmapped: that is in MMU notifiers and in soft
- * interrupts. So pages that are idle are unmapped at once, and those in use wait
- * in a queue, the only one there is, which looks at them again and again.
+ * Pages that are mapped onto another domain's frames go to pipes, to disks and
+ * to networks like any others, and whoever holds one may keep it for long. The
+ * frame cannot be taken away from under a holder. Nobody can wait for a holder
+ * where grants are unmapped, either: that is in MMU notifiers and in soft
+ * interrupts. So a page that is idle is unmapped at once, and a page that is in
+ * use waits in a queue, which tries it again and again.
  *
- * Requests wait in lists, one for each delay: 1, 2, 4 ... 256 ms. As the delay
- * is the same for all of a list, they are in the order in which they are due
- * (but for what two CPUs, or a pass, may be late with the time), so putting a
- * request in and taking it out cost the same however many there are. A single
- * timer is armed for the first one due.
+ * A page is in one of these states:
  *
- * Whoever wants to see what waits goes by the numbers that the requests got when
- * they entered the queue, and looks at a few pages at a time: see walk_next().
+ *   state     operation's handle   waiting_since
+ *   -----     ------------------   -------------
+ *   mapped    valid                0
+ *     |
+ *     |  gnttab_unmap_refs_async(): in use
+ *     v
+ *   waiting   valid                when it was found in use
+ *     |
+ *     |  idle: the reference count is frozen, one hypercall, thawed
+ *     v
+ *   settled   invalid              0
+ *
+ * An idle page is settled right away, without waiting. A settled page is
+ * unmapped if the status of its operation is GNTST_okay. Otherwise the
+ * hypervisor has refused: the page is leaked, and never used again.
+ *
+ * A request enters the queue with its first page that waits, and leaves it with
+ * its last one. In between it is in one of two places, both under the lock:
+ *
+ *   queue->waiting   ordered by the time when the request is due
+ *     |      ^
+ *     |      |  pages are left: due after twice the delay, up to 256 ms; after
+ *     |      |  1 ms if more pages have begun to wait since the pass began
+ *     v      |
+ *   queue->in_pass   due: a pass tries its pages, without the lock
+ *     |
+ *     |  no page is left
+ *     v
+ *   gone, and done() is called
+ *
+ * There is one pass at a time, which a timer starts for the first request due.
  */
 
 #define pr_fmt(fmt) "xen:" KBUILD_MODNAME ": " fmt
@@ -46,15 +71,16 @@
 #define CREATE_TRACE_POINTS
 #include <trace/events/xen_grant_unmap.h>
 
-/* Delays of 1 ms << 0 to 1 ms << 8. */
-#define UNMAP_LEVELS 9
-/* Operations of one hypercall of the queue. */
+/* A request waits this long for its first pass, then twice as long for each next. */
+#define UNMAP_MIN_DELAY_MS 1
+#define UNMAP_MAX_DELAY_MS 256
+/* Operations in one hypercall of a pass. */
 #define UNMAP_BATCH 128
-/* Pages that are marked as waiting while interrupts are off. */
+/* Pages that begin to wait in one go, with interrupts off. */
 #define UNMAP_MARK 512
-/* Pages, or requests, that are looked at while interrupts are off. */
+/* Pages, or requests, that are looked at in one go, with interrupts off. */
 #define UNMAP_STEP 128
-/* How often pages that are stuck are reported; they are looked for each second. */
+/* Pages that are stuck are looked for each second, and reported this often. */
 #define REPORT_INTERVAL (60 * HZ)
 
 static unsigned int report_after = 60;
@@ -64,13 +90,15 @@ MODULE_PARM_DESC(report_after,
 
 /**
  * struct gnttab_unmap_owner - on whose behalf grants are unmapped
+ * @queue: where the requests wait: the only queue, but in a KUnit test
  * @users: references
- * @requests: its requests that are in the queue, up to the return of done()
+ * @requests: requests in the queue, each until its done() has returned
  * @drained: woken when @requests becomes zero
- * @module: where done() is, pinned by each request in the queue
- * @name: what to call it
+ * @module: the module with the requests' done(), pinned by each request in the queue
+ * @name: whom to name to who wants to know who holds a page
  */
 struct gnttab_unmap_owner {
+	struct unmap_queue *queue;
 	refcount_t users;
 	atomic_t requests;
 	wait_queue_head_t drained;
@@ -78,7 +106,7 @@ struct gnttab_unmap_owner {
 	char name[48];
 };
 
-/* An idle page that is about to be unmapped by a pass. */
+/* An idle page that a pass has frozen. */
 struct unmap_candidate {
 	struct gnttab_unmap_request *req;
 	unsigned int index;
@@ -86,12 +114,12 @@ struct unmap_candidate {
 
 /**
  * struct unmap_stats - counters, which only grow
- * @deferred: pages that were put into the queue
- * @unmapped: pages of the queue that were unmapped
- * @failed: pages of the queue that could not be unmapped
- * @passes: passes over what was due
- * @attempts: pages that the passes looked at
- * @hypercalls: unmap hypercalls of the passes
+ * @deferred: pages that had to wait
+ * @unmapped: pages that have waited, and were unmapped
+ * @failed: pages that have waited, and were leaked
+ * @passes: passes
+ * @attempts: pages that the passes have tried
+ * @hypercalls: hypercalls of the passes
  */
 struct unmap_stats {
 	u64 deferred;
@@ -103,38 +131,36 @@ struct unmap_stats {
 };
 
 /**
- * struct unmap_queue - requests that wait for their pages
- * @lock: protects all but what belongs to the pass. Taken in any context.
- * @waiting: for each delay the requests with it, first due first
- * @in_pass: the requests that the pass is at work on
- * @requests: all of both kinds, by their numbers
- * @next_number: that of the next request to enter the queue
- * @armed: the work is going to run
- * @armed_for: when, in jiffies
+ * struct unmap_queue - requests with pages that wait
+ * @lock: protects the fields down to @stats, and those of the requests that say so.
+ *        Taken in any context.
+ * @waiting: the requests that no pass is at work on, first due first
+ * @in_pass: the requests that a pass is at work on
+ * @requests: all of both kinds by their numbers, for whoever walks over the queue
+ * @next_number: the number of the next request to enter
+ * @stats: see struct unmap_stats
+ * @wq: where passes run. It takes part in memory reclaim, which may wait for a
+ *      disk of blkback's.
+ * @work: a pass. The fields below belong to it.
  * @next_report: when to look for pages that are stuck, in jiffies
- * @stats: see there
- * @wq: where passes run. blkback may be what memory reclaim waits for.
- * @work: a pass
- * @hypercalls: of this pass. This and what follows belongs to the pass: there is
- *              only one at a time.
- * @count: how many operations have been gathered for the next hypercall
- * @ops: these operations
+ * @hypercalls: how many this pass has made
+ * @count: how many operations it has gathered for the next one
+ * @ops: those operations
  * @pages: their pages
  * @from: where they come from
  */
 struct unmap_queue {
-	spinlock_t lock; /* for the rest, down to @wq */
-	struct list_head waiting[UNMAP_LEVELS];
+	spinlock_t lock; /* see above */
+	struct rb_root_cached waiting;
 	struct list_head in_pass;
 	struct rb_root requests;
 	u64 next_number;
-	bool armed;
-	unsigned long armed_for;
-	unsigned long next_report;
 	struct unmap_stats stats;
+
 	struct workqueue_struct *wq;
 	struct delayed_work work;
 
+	unsigned long next_report;
 	unsigned int hypercalls;
 	unsigned int count;
 	struct gnttab_unmap_grant_ref ops[UNMAP_BATCH];
@@ -144,11 +170,12 @@ struct unmap_queue {
 
 static struct unmap_queue unmap_queue;
 
-/* Pages that are never to be used again, as their grants are still mapped. */
+/* Pages that are never used again, as their grants are still mapped. */
 static atomic_long_t unmap_leaked;
 
 /* --- unmapping */
 
+/* An operation that the hypervisor does not get to keeps its status, an error. */
 static int unmap_hypercall(struct gnttab_unmap_grant_ref *ops, unsigned int count)
 {
 	KUNIT_STATIC_STUB_REDIRECT(unmap_hypercall, ops, count);
@@ -156,7 +183,7 @@ static int unmap_hypercall(struct gnttab_unmap_grant_ref *ops, unsigned int coun
 	return HYPERVISOR_grant_table_op(GNTTABOP_unmap_grant_ref, ops, count);
 }
 
-/* If it fails, the status of the operations tells for which pages. */
+/* If it fails, the status of each operation tells whether its page has failed. */
 static int unmap_p2m(struct gnttab_unmap_grant_ref *ops, struct page **pages,
 		     unsigned int count)
 {
@@ -174,9 +201,9 @@ static void report_leak(const struct xen_page_foreign *foreign, int status)
 }
 
 /*
- * The frame of another domain is still mapped at this page. It keeps its tag,
- * by which gnttab_free_pages() and gnttab_page_cache_put() know not to hand it
- * out again.
+ * The frame of another domain is still mapped at this page. The page keeps its
+ * tag, by which gnttab_free_pages() and gnttab_page_cache_put() know not to hand
+ * it out again.
  */
 static void page_leaked(struct page *page, int status)
 {
@@ -186,7 +213,7 @@ static void page_leaked(struct page *page, int status)
 	};
 	struct xen_page_foreign *foreign = xen_page_foreign(page);
 
-	/* A part of its mapping had failed, so it was not tagged at all. */
+	/* It has no tag if a part of its mapping has failed. */
 	if (!foreign) {
 		SetPageForeign(page);
 		foreign = xen_page_foreign(page);
@@ -198,11 +225,11 @@ static void page_leaked(struct page *page, int status)
 }
 
 /*
- * What the hypercall has unmapped loses its p2m entry and its tag, the rest is
- * lost. Afterwards each operation's status is GNTST_okay or the error, and the
- * tag of each page is the truth.
+ * Take the p2m entry and the tag from each page that the hypervisor has
+ * unmapped. The others are leaked. Afterwards each operation's status is
+ * GNTST_okay or the error, and each page's tag tells the truth.
  *
- * Return: the number of pages that are still mapped.
+ * Return: the number of pages that are leaked.
  */
 static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
 				 struct page **pages, unsigned int count)
@@ -216,7 +243,10 @@ static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
 				break;
 		if (!n) {
 			n = 1;
-			/* Without a tag there is no p2m entry, without a handle nothing. */
+			/*
+			 * A page without a tag has no p2m entry, and an operation
+			 * without a handle has no mapping.
+			 */
 			if (ops[i].status == GNTST_okay ||
 			    ops[i].handle == INVALID_GRANT_HANDLE)
 				continue;
@@ -230,8 +260,8 @@ static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
 			continue;
 		}
 		/*
-		 * An entry was not what we set it to. The pages next to it may be
-		 * of other requests and domains: only its own page is lost.
+		 * A p2m entry was not that of a foreign frame. Only its own page is
+		 * leaked: those beside it may be of other requests and domains.
 		 */
 		for (unsigned int j = i; j < i + n; j++) {
 			if (ops[j].status == GNTST_okay) {
@@ -245,7 +275,6 @@ static unsigned int settle_pages(struct gnttab_unmap_grant_ref *ops,
 	return failed;
 }
 
-/* An operation that the hypervisor did not get to has the status of an error. */
 static void unmap_ops(struct gnttab_unmap_grant_ref *ops, unsigned int count)
 {
 	if (unmap_hypercall(ops, count))
@@ -255,7 +284,7 @@ static void unmap_ops(struct gnttab_unmap_grant_ref *ops, unsigned int count)
 /*
  * Unmap the grants of pages that nobody can get hold of meanwhile.
  *
- * Return: the number of pages that are still mapped.
+ * Return: the number of pages that are leaked.
  */
 static unsigned int unmap_pages(struct gnttab_unmap_grant_ref *ops,
 				struct page **pages, unsigned int count)
@@ -270,9 +299,9 @@ static unsigned int unmap_pages(struct gnttab_unmap_grant_ref *ops,
  * @pages: the pages
  * @count: how many
  *
- * A page that could not be unmapped keeps its tag, and is not handed out again
- * when it is given to gnttab_free_pages() or gnttab_page_cache_put(). The status
- * of each operation tells which.
+ * The status of each operation tells whether its page was unmapped. A page that
+ * was not keeps its tag, and is not handed out again when it is given to
+ * gnttab_free_pages() or gnttab_page_cache_put().
  *
  * Context: Any.
  * Return: 0, or -EIO if a page could not be unmapped.
@@ -292,8 +321,8 @@ idle_refs(const struct gnttab_unmap_request *req, unsigned int i)
 }
 
 /*
- * The test for idle pages and the hypercall are one: from here to page_thaw()
- * nobody can take a reference, as the page has none.
+ * Freeze an idle page. That makes the test for idle pages and the hypercall one:
+ * until page_thaw() the page has no reference, so nobody can take another one.
  */
 static __always_inline bool page_freeze(const struct gnttab_unmap_request *req, unsigned int i)
 {
@@ -312,10 +341,9 @@ static __always_inline void page_thaw(const struct gnttab_unmap_request *req, un
 }
 
 /*
- * Unmap those pages of a range that are idle.
+ * Unmap the idle pages of a range.
  *
- * Return: the number of pages that are settled; the handles of the others are
- * still valid.
+ * Return: the number of pages that are settled.
  */
 static unsigned int unmap_idle(struct gnttab_unmap_request *req,
 			       unsigned int first, unsigned int count)
@@ -345,24 +373,26 @@ static unsigned int unmap_idle(struct gnttab_unmap_request *req,
 
 /**
  * gnttab_unmap_refs_both - unmap grants that are mapped twice, if none is in use
- * @req: a request. Right before its operations, in the same array, are as many
- *       for the other mappings, those of a process.
+ * @req: a request for the kernel's mappings
+ * @user_ops: as many operations for the other mappings, those of a process. They
+ *            lie right before @req->ops in one array, so that one hypercall takes
+ *            both.
  * @count: how many pages the request has
  *
- * One hypercall unmaps all of both kinds. But nothing is unmapped if one of the
- * pages is in use, waits, or lacks a mapping. Else all of them are settled when
- * this returns, and @req->done() is not called. A page whose other mapping could
- * not be unmapped has that error.
+ * Nothing is unmapped if a page is in use, waits, or lacks a mapping. Otherwise
+ * all pages are settled on return, and @req->done() is not called. If the
+ * process's mapping of a page could not be unmapped, the operation for the
+ * kernel's has that error.
  *
  * The process's page table may still have the pages, but nobody may look them up
  * there.
  *
- * Context: Any. Nobody else submits pages of @req meanwhile.
+ * Context: Any. Nobody submits pages of @req at the same time.
  * Return: 0, -EIO if a page could not be unmapped, or -EBUSY if nothing was done.
  */
-int gnttab_unmap_refs_both(struct gnttab_unmap_request *req, unsigned int count)
+int gnttab_unmap_refs_both(struct gnttab_unmap_request *req,
+			   struct gnttab_unmap_grant_ref *user_ops, unsigned int count)
 {
-	struct gnttab_unmap_grant_ref *user_ops = req->ops - count;
 	unsigned int frozen, failed;
 
 	for (frozen = 0; frozen < count; frozen++)
@@ -392,33 +422,6 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_refs_both);
 
 /* --- the queue */
 
-/*
- * While a page waits, the status of its operation is positive: one more than
- * the number of seconds that the request had been pending then.
- */
-static bool page_waits(const struct gnttab_unmap_grant_ref *op)
-{
-	/* Pairs with the release in mark_waiting(): the operation is complete. */
-	return smp_load_acquire(&op->status) > 0;
-}
-
-static void mark_waiting(struct gnttab_unmap_request *req, unsigned int i, unsigned long now)
-{
-	unsigned long seconds = (now - READ_ONCE(req->since)) / HZ;
-
-	/* Pairs with page_waits(): a pass may take the page from here on. */
-	smp_store_release(&req->ops[i].status, 1 + min(seconds, S16_MAX - 1UL));
-}
-
-static unsigned int waited_ms(const struct gnttab_unmap_request *req, unsigned int i,
-			      unsigned long now)
-{
-	long waited = now - READ_ONCE(req->since) - (READ_ONCE(req->ops[i].status) - 1) * HZ;
-
-	/* A submission that is under way may have set @since a moment ago. */
-	return jiffies_to_msecs(max(waited, 0));
-}
-
 static void queue_schedule(struct unmap_queue *q, unsigned long delay)
 {
 	KUNIT_STATIC_STUB_REDIRECT(queue_schedule, q, delay);
@@ -426,26 +429,27 @@ static void queue_schedule(struct unmap_queue *q, unsigned long delay)
 	mod_delayed_work(q->wq, &q->work, delay);
 }
 
-/* See to it that a pass begins when @due has come, or earlier. */
+/* Have a pass when @due has come. */
 static void queue_arm(struct unmap_queue *q, unsigned long due, unsigned long now)
 {
-	lockdep_assert_held(&q->lock);
-
-	if (q->armed && !time_before(due, q->armed_for))
-		return;
-	q->armed = true;
-	q->armed_for = due;
 	queue_schedule(q, time_after(due, now) ? due - now : 0);
 }
 
-static void queue_add(struct unmap_queue *q, struct gnttab_unmap_request *req,
-		      unsigned long now)
+static bool due_is_earlier(struct rb_node *a, const struct rb_node *b)
+{
+	return time_before(rb_entry(a, struct gnttab_unmap_request, due_node)->due,
+			   rb_entry(b, struct gnttab_unmap_request, due_node)->due);
+}
+
+/* Return: whether this request is now the first one due. */
+static bool queue_wait(struct unmap_queue *q, struct gnttab_unmap_request *req,
+		       unsigned long now)
 {
 	lockdep_assert_held(&q->lock);
 
-	req->due = now + msecs_to_jiffies(1 << req->level);
-	list_add_tail(&req->link, &q->waiting[req->level]);
-	queue_arm(q, req->due, now);
+	req->due = now + msecs_to_jiffies(req->delay_ms);
+	/* Those that are due at the same time stay in the order in which they came. */
+	return rb_add_cached(&req->due_node, &q->waiting, due_is_earlier);
 }
 
 static bool number_is_less(struct rb_node *a, const struct rb_node *b)
@@ -454,168 +458,166 @@ static bool number_is_less(struct rb_node *a, const struct rb_node *b)
 	       rb_entry(b, struct gnttab_unmap_request, node)->number;
 }
 
-/* What is taken here lasts until the request leaves the queue in pass_put_back(). */
-static void queue_enter(struct unmap_queue *q, struct gnttab_unmap_request *req)
+/* The references taken here are dropped once the request has left the queue. */
+static void queue_enter(struct unmap_queue *q, struct gnttab_unmap_request *req,
+			unsigned int first, unsigned int end, unsigned long now)
 {
 	lockdep_assert_held(&q->lock);
 
 	gnttab_unmap_owner_get(req->owner);
 	atomic_inc(&req->owner->requests);
 	__module_get(req->owner->module);
-	/* A number is never used again, not even for the same request. */
+	/* No number is used twice, not even by the same request. */
 	req->number = q->next_number++;
 	rb_add(&req->node, &q->requests, number_is_less);
+	req->entered = now;
 	req->deferred = 0;
-	INIT_LIST_HEAD(&req->link);
+	req->first = first;
+	req->end = end;
 }
 
 /*
- * Mark the pages of a range that are not settled as waiting, and put the
- * request into the queue, or back to its front: pages that have just been given
- * up are more likely to become idle soon than those that have been held for
- * long.
+ * Let the pages of a range that are not settled wait, and the request be due
+ * soon: pages that were just let go of are more likely to become idle soon than
+ * those that have been in use for long.
  *
- * Marking a page and counting it are one under the lock, as a pass may be at
- * work on the request, and settles what it finds marked.
+ * A pass may be at work on the request. It settles what it finds waiting, and
+ * takes that off @req->waiting under the lock, so the pages are added to
+ * @req->waiting before the lock is released.
  *
- * Return: the number of pages that were marked.
+ * Return: the number of pages that wait from now on.
  */
 static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_request *req,
 				unsigned int first, unsigned int end, unsigned long now)
 {
-	unsigned int i, marked = 0;
+	unsigned int i, deferred = 0;
 	unsigned long flags;
 
 	spin_lock_irqsave(&q->lock, flags);
 	for (i = first; i < end; i++) {
 		if (req->ops[i].handle == INVALID_GRANT_HANDLE)
 			continue;
-		mark_waiting(req, i, now);
-		marked++;
+		/*
+		 * Pairs with the acquire in page_waits(): the operation is complete
+		 * when a pass takes the page. 0 is for pages that do not wait.
+		 */
+		smp_store_release(&req->waiting_since[i], now ?: now - 1);
+		deferred++;
 	}
-	if (!marked)
+	if (!deferred)
 		goto out;
 
-	if (!req->waiting && !req->in_pass) {
-		queue_enter(q, req);
-		req->first = first;
-		req->end = end;
-	}
-	req->waiting += marked;
-	req->deferred += marked;
-	req->first = min(req->first, first);
-	req->end = max(req->end, end);
-	req->level = 0;
+	if (!req->waiting)
+		queue_enter(q, req, first, end, now);
+	else if (!req->in_pass)
+		rb_erase_cached(&req->due_node, &q->waiting);
+	req->waiting += deferred;
+	req->deferred += deferred;
+	WRITE_ONCE(req->first, min(req->first, first));
+	WRITE_ONCE(req->end, max(req->end, end));
+	req->delay_ms = UNMAP_MIN_DELAY_MS;
 	req->grown = true;
-	q->stats.deferred += marked;
-	if (!req->in_pass) {
-		list_del(&req->link);
-		queue_add(q, req, now);
-	}
-	trace_grant_unmap_defer(req->owner->name, marked, req->waiting);
+	q->stats.deferred += deferred;
+	if (!req->in_pass && queue_wait(q, req, now))
+		queue_arm(q, req->due, now);
+	trace_grant_unmap_defer(req->owner->name, deferred, req->waiting);
 out:
 	spin_unlock_irqrestore(&q->lock, flags);
-	return marked;
-}
-
-/* Nothing is pending: tell the owner. */
-static void request_complete(struct gnttab_unmap_request *req)
-{
-	req->done(req, atomic_xchg(&req->failed, 0));
-}
-
-/* Return: the number of pages that wait from now on. */
-static unsigned int request_submit(struct unmap_queue *q, struct gnttab_unmap_request *req,
-				   unsigned int first, unsigned int count)
-{
-	unsigned int end = first + count, waiting = 0;
-
-	for (; first < end; first += min(end - first, UNMAP_MARK))
-		waiting += queue_defer(q, req, first, min(first + UNMAP_MARK, end), jiffies);
-	return waiting;
+	return deferred;
 }
 
 /*
- * Begin a submission. Its own count in @req->pending keeps the request from
- * being completed until the submission has ended.
+ * @req->pending counts the pages that are submitted and not settled, and the
+ * submissions that are under way. Whoever takes it to zero calls done(). So
+ * done() is never called before a submission has looked at all of its pages.
  */
-static bool request_begin(struct gnttab_unmap_request *req, unsigned int count)
+static bool submission_begin(struct gnttab_unmap_request *req, unsigned int count)
 {
-	if (atomic_fetch_add(count + 1, &req->pending))
-		return false;
-	WRITE_ONCE(req->since, jiffies);
-	return true;
+	return !atomic_fetch_add(count + 1, &req->pending);
 }
 
-static void request_end(struct gnttab_unmap_request *req, unsigned int settled)
+static void pending_sub(struct gnttab_unmap_request *req, unsigned int count)
 {
-	if (atomic_sub_and_test(settled + 1, &req->pending))
-		request_complete(req);
+	if (atomic_sub_and_test(count, &req->pending))
+		req->done(req, atomic_xchg(&req->failed, 0));
 }
 
-static bool unmap_async(struct unmap_queue *q, struct gnttab_unmap_request *req,
-			unsigned int first, unsigned int count)
+static void submission_end(struct gnttab_unmap_request *req, unsigned int settled)
 {
-	bool started = request_begin(req, count);
-	unsigned int settled = unmap_idle(req, first, count);
-
-	if (settled < count)
-		request_submit(q, req, first, count);
-	request_end(req, settled);
-	return started;
+	pending_sub(req, settled + 1);
 }
 
-static void unmap_defer(struct unmap_queue *q, struct gnttab_unmap_request *req,
-			unsigned int first, unsigned int count)
+/* Return: the number of pages that wait from now on. */
+static unsigned int submission_defer(struct gnttab_unmap_request *req,
+				     unsigned int first, unsigned int count)
 {
-	request_begin(req, count);
-	/* There is nothing to wait for where a handle is invalid. */
-	request_end(req, count - request_submit(q, req, first, count));
+	unsigned int end = first + count, deferred = 0;
+
+	for (; first < end; first += min(end - first, UNMAP_MARK))
+		deferred += queue_defer(req->owner->queue, req, first,
+					min(first + UNMAP_MARK, end), jiffies);
+	return deferred;
 }
 
 /**
  * gnttab_unmap_refs_async - unmap grants, those in use once they are idle
- * @req: a request, see there
+ * @req: a request, see struct gnttab_unmap_request
  * @first: the first page of it to unmap
- * @count: how many, 0 to be called back at once
+ * @count: how many, or 0 to have @req->done() called if nothing is pending
  *
  * Idle pages are unmapped before this returns. Nothing is allocated, and nothing
  * is waited for. @req->done() is called once, as soon as nothing of the request
  * is pending: often before this returns.
  *
- * Nobody may be able to find a page by a page table any more.
+ * Nobody may be able to find the pages by a page table any more.
  *
- * Context: Any, also soft and hard interrupts.
- * Return: true if nothing of the request was pending before, so that
- *         @req->done() will be, or was, called for this submission; false if it
- *         will be called for this one and an earlier one together.
+ * Context: Any, including soft and hard interrupts.
+ * Return: true if nothing of the request was pending before: @req->done() is
+ *         called for this submission. false if it is called once for this
+ *         submission and an earlier one.
  */
 bool gnttab_unmap_refs_async(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count)
 {
-	return unmap_async(&unmap_queue, req, first, count);
+	bool started = submission_begin(req, count);
+	unsigned int settled = unmap_idle(req, first, count);
+
+	if (settled < count)
+		submission_defer(req, first, count);
+	submission_end(req, settled);
+	return started;
 }
 EXPORT_SYMBOL_GPL(gnttab_unmap_refs_async);
 
 /**
  * gnttab_unmap_refs_defer - let the queue unmap grants
- * @req: a request, see there
+ * @req: a request, see struct gnttab_unmap_request
  * @first: the first page of it to unmap
  * @count: how many
  *
- * Like gnttab_unmap_refs_async(), but nothing is tried before this returns: many
- * small requests take a few hypercalls only.
+ * Like gnttab_unmap_refs_async(), but all pages wait for a pass, which unmaps
+ * the idle pages of many requests with few hypercalls.
  *
- * Context: Any, also soft and hard interrupts.
+ * Context: Any, including soft and hard interrupts.
  */
 void gnttab_unmap_refs_defer(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count)
 {
-	unmap_defer(&unmap_queue, req, first, count);
+	submission_begin(req, count);
+	/* A page with an invalid handle has nothing to wait for. */
+	submission_end(req, count - submission_defer(req, first, count));
 }
 EXPORT_SYMBOL_GPL(gnttab_unmap_refs_defer);
 
-/* Unmap what a pass has gathered. */
+/* --- a pass */
+
+static bool page_waits(const struct gnttab_unmap_request *req, unsigned int i)
+{
+	/* Pairs with the release in queue_defer(). */
+	return smp_load_acquire(&req->waiting_since[i]);
+}
+
+/* Unmap what the pass has gathered. */
 static void pass_flush(struct unmap_queue *q)
 {
 	if (!q->count)
@@ -628,15 +630,16 @@ static void pass_flush(struct unmap_queue *q)
 		unsigned int index = q->from[i].index;
 
 		page_thaw(req, index);
+		req->ops[index].status = q->ops[i].status;
 		WRITE_ONCE(req->ops[index].handle, INVALID_GRANT_HANDLE);
 		/*
-		 * From here on the page does not wait any more. Pairs with the
-		 * acquire in gnttab_unmap_submitted(): it is settled then.
+		 * Pairs with the acquire in gnttab_unmap_submitted(): the handle of a
+		 * page that does not wait any more is invalid.
 		 */
-		smp_store_release(&req->ops[index].status, q->ops[i].status);
+		smp_store_release(&req->waiting_since[index], 0);
 		req->settled++;
 		if (q->ops[i].status != GNTST_okay)
-			req->refused++;
+			req->leaked++;
 	}
 	q->count = 0;
 }
@@ -648,7 +651,7 @@ static bool pass_should_yield(void)
 	return need_resched();
 }
 
-/* Let others have the CPU if they want it, but keep no page frozen for so long. */
+/* No page stays frozen while others have the CPU. */
 static void pass_yield(struct unmap_queue *q)
 {
 	if (!pass_should_yield())
@@ -657,24 +660,20 @@ static void pass_yield(struct unmap_queue *q)
 	cond_resched();
 }
 
-/* Gather the idle ones of a few pages. Return: how many pages were looked at. */
+/* Gather the idle pages of a range. Return: how many pages were tried. */
 static __always_inline unsigned int
-pass_gather_step(struct unmap_queue *q, struct gnttab_unmap_request *req,
-		 unsigned int first, unsigned int end)
+pass_gather_range(struct unmap_queue *q, struct gnttab_unmap_request *req,
+		  unsigned int first, unsigned int end)
 {
 	unsigned int attempts = 0;
 
 	for (unsigned int i = first; i < end; i++) {
-		if (!page_waits(&req->ops[i]))
+		if (!page_waits(req, i))
 			continue;
 		attempts++;
-		if (!page_freeze(req, i)) {
-			req->left_first = min(req->left_first, i);
-			req->left_end = i + 1;
+		if (!page_freeze(req, i))
 			continue;
-		}
 		q->ops[q->count] = req->ops[i];
-		q->ops[q->count].status = GNTST_general_error;
 		q->pages[q->count] = req->pages[i];
 		q->from[q->count].req = req;
 		q->from[q->count].index = i;
@@ -684,66 +683,75 @@ pass_gather_step(struct unmap_queue *q, struct gnttab_unmap_request *req,
 	return attempts;
 }
 
-/* Gather the idle pages of a request. Return: how many pages were looked at. */
+/* Gather the idle pages of a request. Return: how many pages were tried. */
 static unsigned int pass_gather(struct unmap_queue *q, struct gnttab_unmap_request *req)
 {
-	/* A submission may extend the range: these pages, or these and more. */
+	/* A submission at the same time may extend the range: it is seen next time. */
 	unsigned int first = READ_ONCE(req->first), end = READ_ONCE(req->end);
 	unsigned int attempts = 0;
 
 	req->settled = 0;
-	req->refused = 0;
-	req->left_first = end;
-	req->left_end = first;
+	req->leaked = 0;
 	for (; first < end; first += min(end - first, UNMAP_STEP)) {
-		attempts += pass_gather_step(q, req, first, min(first + UNMAP_STEP, end));
+		attempts += pass_gather_range(q, req, first, min(first + UNMAP_STEP, end));
 		pass_yield(q);
 	}
 	return attempts;
 }
 
-/*
- * Put a request that the pass is through with back into the queue, or let it go.
- * From then on it may be gone at any time.
- */
+/* Take a few of the requests that are due. Return: whether there may be more. */
+static bool pass_take(struct unmap_queue *q, unsigned long now)
+{
+	lockdep_assert_held(&q->lock);
+
+	for (unsigned int taken = 0; taken < UNMAP_STEP; taken++) {
+		struct rb_node *first = rb_first_cached(&q->waiting);
+		struct gnttab_unmap_request *req;
+
+		req = rb_entry_safe(first, struct gnttab_unmap_request, due_node);
+		if (!req || time_after(req->due, now))
+			return false;
+		rb_erase_cached(first, &q->waiting);
+		list_add_tail(&req->pass_link, &q->in_pass);
+		req->in_pass = true;
+		req->grown = false;
+	}
+	return true;
+}
+
+/* Let a request that the pass is through with wait again, or leave the queue. */
 static void pass_put_back(struct unmap_queue *q, struct gnttab_unmap_request *req,
 			  unsigned long now)
 {
 	struct gnttab_unmap_owner *owner = req->owner;
-	unsigned int settled = req->settled, refused = req->refused;
+	unsigned int settled = req->settled, leaked = req->leaked;
 	bool last;
 
-	if (refused)
-		atomic_add(refused, &req->failed);
+	if (leaked)
+		atomic_add(leaked, &req->failed);
 
 	spin_lock_irq(&q->lock);
-	q->stats.unmapped += settled - refused;
-	q->stats.failed += refused;
-	list_del(&req->link);
+	q->stats.unmapped += settled - leaked;
+	q->stats.failed += leaked;
+	list_del(&req->pass_link);
 	req->in_pass = false;
 	req->waiting -= settled;
-	if (!req->grown) {
-		req->first = req->left_first;
-		req->end = req->left_end;
-		req->level = min(req->level + 1, UNMAP_LEVELS - 1);
-	}
 	last = !req->waiting;
 	if (last) {
 		rb_erase(&req->node, &q->requests);
 		trace_grant_unmap_done(owner->name, req->deferred,
 				       atomic_read(&req->failed),
-				       jiffies_to_msecs(now - req->since));
+				       jiffies_to_msecs(now - req->entered));
 	} else {
-		queue_add(q, req, now);
+		if (!req->grown)
+			req->delay_ms = min(2 * req->delay_ms, UNMAP_MAX_DELAY_MS);
+		queue_wait(q, req, now);
 	}
 	spin_unlock_irq(&q->lock);
 
-	/*
-	 * If it is in the queue again, its pages are pending and keep it. If not,
-	 * that is our share, or a submission is under way and completes it.
-	 */
-	if (settled && atomic_sub_and_test(settled, &req->pending))
-		request_complete(req);
+	/* Until here the settled pages count as pending: the request is not gone. */
+	if (settled)
+		pending_sub(req, settled);
 
 	if (last) {
 		struct module *module = owner->module;
@@ -758,11 +766,19 @@ static void pass_put_back(struct unmap_queue *q, struct gnttab_unmap_request *re
 
 /* --- looking at what waits */
 
-/* A page that waits, as it was when a walk came by. */
+/**
+ * struct waiting_page - a page that waits, as a walk has found it
+ * @ms: how long it has waited
+ * @references: its references
+ * @idle: how many of these are there when nobody uses it
+ * @pfn: its frame number
+ * @foreign: its domain and grant reference
+ * @owner: the name of its owner
+ */
 struct waiting_page {
 	unsigned int ms;
-	/* All of them, and those that are there when nobody uses it. */
-	unsigned int references, idle;
+	unsigned int references;
+	unsigned int idle;
 	unsigned long pfn;
 	struct xen_page_foreign foreign;
 	char owner[sizeof_field(struct gnttab_unmap_owner, name)];
@@ -770,13 +786,13 @@ struct waiting_page {
 
 /**
  * struct unmap_walk - a walk over the pages that wait
- * @end: the number of the first request that is not part of it
- * @number: the number of the request that it has got to, which may be gone
- * @index: the page to look at next, if the request is not gone
- * @owner: whose pages are wanted, or NULL for all
- * @min_ms: how long they have to have been waiting
+ * @end: the number of the first request that the walk leaves out
+ * @number: the number of the request that the walk has reached, which may be gone
+ * @index: the page to look at next, if that request is not gone
+ * @owner: the owner whose pages are wanted, or NULL for all
+ * @min_ms: the pages wanted have waited at least that long
  * @now: the time, in jiffies
- * @page: the page that was found last
+ * @page: the page found last
  */
 struct unmap_walk {
 	u64 end;
@@ -788,7 +804,7 @@ struct unmap_walk {
 	struct waiting_page page;
 };
 
-/* Begin a walk over what is in the queue now: what enters it later is left out. */
+/* Begin a walk over the requests that are in the queue now. */
 static void walk_begin(struct unmap_walk *walk, struct unmap_queue *q,
 		       const struct gnttab_unmap_owner *owner, unsigned int min_ms,
 		       unsigned long now)
@@ -803,8 +819,8 @@ static void walk_begin(struct unmap_walk *walk, struct unmap_queue *q,
 	walk->now = now;
 }
 
-/* The first request from @number on. */
-static struct gnttab_unmap_request *queue_find(struct unmap_queue *q, u64 number)
+/* The first request whose number is not less than this one. */
+static struct gnttab_unmap_request *walk_find(struct unmap_queue *q, u64 number)
 {
 	struct rb_node *node = q->requests.rb_node;
 	struct gnttab_unmap_request *found = NULL;
@@ -825,30 +841,37 @@ static struct gnttab_unmap_request *queue_find(struct unmap_queue *q, u64 number
 	return found;
 }
 
+/* A page may have begun to wait after the walk has looked at the clock. */
+static unsigned int elapsed_ms(unsigned long since, unsigned long now)
+{
+	return time_after(now, since) ? jiffies_to_msecs(now - since) : 0;
+}
+
 static bool walk_wants_request(const struct unmap_walk *walk,
 			       const struct gnttab_unmap_request *req)
 {
 	/* No page has waited for longer than its request. */
 	return (!walk->owner || walk->owner == req->owner) &&
-	       jiffies_to_msecs(walk->now - READ_ONCE(req->since)) >= walk->min_ms;
+	       elapsed_ms(req->entered, walk->now) >= walk->min_ms;
 }
 
 static bool walk_look_at_page(struct unmap_walk *walk, const struct gnttab_unmap_request *req,
 			      unsigned int i)
 {
+	unsigned long since = READ_ONCE(req->waiting_since[i]);
 	struct waiting_page *found = &walk->page;
-	struct xen_page_foreign *foreign;
 	struct page *page = req->pages[i];
+	struct xen_page_foreign *foreign;
 
-	if (!page_waits(&req->ops[i]))
+	if (!since)
 		return false;
-	found->ms = waited_ms(req, i, walk->now);
+	found->ms = elapsed_ms(since, walk->now);
 	foreign = xen_page_foreign(page);
-	/* A pass may have unmapped it a moment ago. */
+	/* A pass may be about to settle it, and have taken its tag already. */
 	if (found->ms < walk->min_ms || !foreign)
 		return false;
 	found->idle = idle_refs(req, i);
-	/* It has no references while a pass is at it. */
+	/* While a pass has frozen it, it has none. */
 	found->references = max_t(unsigned int, page_ref_count(page), found->idle);
 	found->pfn = page_to_pfn(page);
 	found->foreign = *foreign;
@@ -859,12 +882,12 @@ static bool walk_look_at_page(struct unmap_walk *walk, const struct gnttab_unmap
 /*
  * Look at the next few pages.
  *
- * Return: 1 if a page was found, 0 if there is none left, or -EAGAIN if there may
- *         be more.
+ * Return: 1 if a page was found, 0 if no page is left, or -EAGAIN if some are left
+ *         to look at.
  */
 static int walk_step(struct unmap_walk *walk, struct unmap_queue *q)
 {
-	struct gnttab_unmap_request *req = queue_find(q, walk->number);
+	struct gnttab_unmap_request *req = walk_find(q, walk->number);
 
 	for (unsigned int looked = 0; looked < UNMAP_STEP; looked++) {
 		if (!req || req->number >= walk->end)
@@ -888,14 +911,13 @@ static int walk_step(struct unmap_walk *walk, struct unmap_queue *q)
 }
 
 /*
- * Find the next page that waits, and copy what there is to know of it.
+ * Find the next page that waits.
  *
- * Requests come and go, and so do passes, whenever the lock is not held, so a walk
- * keeps no pointer to a request, but a number. It goes on with the first request
- * from that number on, and with the page where it was if that is the same one. So
- * it comes by each page that waits all the time, once.
+ * Requests come and go whenever the lock is not held. So a walk keeps the number
+ * of a request instead of a pointer, and goes on with the first request that has
+ * this number or a higher one. It finds each page that waits all the time once.
  *
- * Return: false if there is none left.
+ * Return: false if no page is left.
  */
 static bool walk_next(struct unmap_walk *walk, struct unmap_queue *q)
 {
@@ -910,13 +932,13 @@ static bool walk_next(struct unmap_walk *walk, struct unmap_queue *q)
 	return ret;
 }
 
-/* How many pages are in use, and the one that has waited for longest. */
+/* How many pages are in use, and which one has waited longest. */
 struct unmap_survey {
 	unsigned int pages;
 	struct waiting_page longest;
 };
 
-/* What of an owner, or of all if NULL, has waited for @min_ms or longer? */
+/* Look for pages of an owner, or of all, that have waited for @min_ms or longer. */
 static void queue_survey(struct unmap_queue *q, const struct gnttab_unmap_owner *owner,
 			 unsigned long now, unsigned int min_ms,
 			 struct unmap_survey *survey)
@@ -926,7 +948,7 @@ static void queue_survey(struct unmap_queue *q, const struct gnttab_unmap_owner 
 	memset(survey, 0, sizeof(*survey));
 	walk_begin(&walk, q, owner, min_ms, now);
 	while (walk_next(&walk, q)) {
-		/* It is idle, or a pass is just at it. */
+		/* It is idle, or a pass has frozen it. */
 		if (walk.page.references <= walk.page.idle)
 			continue;
 		if (!survey->pages++ || walk.page.ms > survey->longest.ms)
@@ -944,7 +966,7 @@ static void print_survey(const struct unmap_survey *survey, unsigned int ms)
 			    survey->longest.pfn, survey->longest.references);
 }
 
-/* Once a page has waited for long, say so, and then once a minute. */
+/* Tell the kernel log when pages have waited for long, and then once a minute. */
 static void queue_report(struct unmap_queue *q, unsigned long now)
 {
 	unsigned int after_ms = MSEC_PER_SEC * min(READ_ONCE(report_after),
@@ -960,43 +982,19 @@ static void queue_report(struct unmap_queue *q, unsigned long now)
 		print_survey(&survey, after_ms);
 }
 
-/* Take some requests that are due at the time @now. Return: whether there may be more. */
-static bool pass_take(struct unmap_queue *q, unsigned long now)
-{
-	struct gnttab_unmap_request *req, *next;
-	unsigned int taken = 0;
+/* --- the queue and its timer */
 
-	lockdep_assert_held(&q->lock);
-
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++) {
-		list_for_each_entry_safe(req, next, &q->waiting[level], link) {
-			if (time_after(req->due, now))
-				break;
-			if (taken++ == UNMAP_STEP)
-				return true;
-			list_move_tail(&req->link, &q->in_pass);
-			req->in_pass = true;
-			req->grown = false;
-		}
-	}
-	return false;
-}
-
-/*
- * Try the pages of all requests that are due at the time @now, once each. There
- * is never more than one pass at a time.
- */
+/* Try the pages of all requests that are due at the time @now, once each. */
 static void queue_pass(struct unmap_queue *q, unsigned long now)
 {
 	struct gnttab_unmap_request *req, *next;
-	unsigned int attempts = 0, settled = 0, refused = 0;
+	unsigned int attempts = 0, settled = 0, leaked = 0;
+	struct rb_node *first;
 
 	might_sleep();
 
 	q->hypercalls = 0;
 	spin_lock_irq(&q->lock);
-	q->armed = false;
-	/* What is put in meanwhile is due later. */
 	while (pass_take(q, now)) {
 		spin_unlock_irq(&q->lock);
 		cond_resched();
@@ -1004,14 +1002,14 @@ static void queue_pass(struct unmap_queue *q, unsigned long now)
 	}
 	spin_unlock_irq(&q->lock);
 
-	/* Only the pass takes requests off this list. */
-	list_for_each_entry(req, &q->in_pass, link)
+	/* Nobody else changes this list. */
+	list_for_each_entry(req, &q->in_pass, pass_link)
 		attempts += pass_gather(q, req);
 	pass_flush(q);
 
-	list_for_each_entry_safe(req, next, &q->in_pass, link) {
+	list_for_each_entry_safe(req, next, &q->in_pass, pass_link) {
 		settled += req->settled;
-		refused += req->refused;
+		leaked += req->leaked;
 		pass_put_back(q, req, now);
 		cond_resched();
 	}
@@ -1020,15 +1018,13 @@ static void queue_pass(struct unmap_queue *q, unsigned long now)
 	q->stats.passes++;
 	q->stats.attempts += attempts;
 	q->stats.hypercalls += q->hypercalls;
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++) {
-		req = list_first_entry_or_null(&q->waiting[level],
-					       struct gnttab_unmap_request, link);
-		if (req)
-			queue_arm(q, req->due, now);
-	}
+	first = rb_first_cached(&q->waiting);
+	if (first)
+		queue_arm(q, rb_entry(first, struct gnttab_unmap_request, due_node)->due,
+			  now);
 	spin_unlock_irq(&q->lock);
 
-	trace_grant_unmap_pass(attempts, settled - refused, attempts - settled);
+	trace_grant_unmap_pass(attempts, settled - leaked, attempts - settled);
 	queue_report(q, now);
 }
 
@@ -1040,8 +1036,7 @@ static void unmap_work(struct work_struct *work)
 static void queue_init(struct unmap_queue *q)
 {
 	spin_lock_init(&q->lock);
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++)
-		INIT_LIST_HEAD(&q->waiting[level]);
+	q->waiting = RB_ROOT_CACHED;
 	INIT_LIST_HEAD(&q->in_pass);
 	q->requests = RB_ROOT;
 	q->next_report = jiffies;
@@ -1051,11 +1046,11 @@ static void queue_init(struct unmap_queue *q)
 /* --- owners */
 
 /**
- * gnttab_unmap_owner_create - make a name for requests, and a way to wait for them
- * @module: the module that the requests' done() is in. It cannot be unloaded
- *          while one of them is in the queue.
- * @fmt: format of the name, for the one who wants to know who holds a page:
- *       <driver>/<instance>
+ * gnttab_unmap_owner_create - create an owner of requests
+ * @module: the module with the requests' done(). It cannot be unloaded while one
+ *          of them is in the queue.
+ * @fmt: the format of the owner's name, <driver>/<instance>, which tells an
+ *       administrator who has mapped a page
  *
  * Context: Process context, may sleep.
  * Return: an owner with one reference, or NULL if there is no memory.
@@ -1069,6 +1064,7 @@ struct gnttab_unmap_owner *gnttab_unmap_owner_create(struct module *module,
 	if (!owner)
 		return NULL;
 
+	owner->queue = &unmap_queue;
 	refcount_set(&owner->users, 1);
 	init_waitqueue_head(&owner->drained);
 	owner->module = module;
@@ -1095,8 +1091,9 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_owner_get);
 
 /**
  * gnttab_unmap_owner_put - drop a reference
- * @owner: the owner, or NULL. It is freed with the last reference, of which each
- *         request in the queue has one.
+ * @owner: the owner, or NULL
+ *
+ * The owner is freed with its last reference. Each request in the queue has one.
  *
  * Context: Any.
  */
@@ -1107,8 +1104,19 @@ void gnttab_unmap_owner_put(struct gnttab_unmap_owner *owner)
 }
 EXPORT_SYMBOL_GPL(gnttab_unmap_owner_put);
 
-static int owner_drain(struct unmap_queue *q, struct gnttab_unmap_owner *owner,
-		       unsigned int timeout_ms)
+/**
+ * gnttab_unmap_drain - wait until nothing of an owner is in the queue
+ * @owner: the owner, who does not submit anything meanwhile
+ * @timeout_ms: how long to wait, in ms
+ *
+ * If this returns 0, all pages that were submitted are settled, and done() has
+ * returned for each request. If it returns -ETIMEDOUT, it has told the kernel log
+ * which page has been in use for longest.
+ *
+ * Context: Process context, sleeps.
+ * Return: 0, -ETIMEDOUT, or -EINTR if the task was killed.
+ */
+int gnttab_unmap_drain(struct gnttab_unmap_owner *owner, unsigned int timeout_ms)
 {
 	struct unmap_survey survey;
 	long ret;
@@ -1123,27 +1131,11 @@ static int owner_drain(struct unmap_queue *q, struct gnttab_unmap_owner *owner,
 	if (ret < 0)
 		return -EINTR;
 
-	queue_survey(q, owner, jiffies, 0, &survey);
-	/* Else the queue, or done(), takes its time. */
+	queue_survey(owner->queue, owner, jiffies, 0, &survey);
+	/* If no page is in use, a pass or done() takes its time. */
 	if (survey.pages)
 		print_survey(&survey, min(timeout_ms, survey.longest.ms));
 	return -ETIMEDOUT;
-}
-
-/**
- * gnttab_unmap_drain - wait until nothing of an owner is in the queue
- * @owner: the owner, which does not submit anything meanwhile
- * @timeout_ms: how long to wait, in ms
- *
- * When it returns 0 all that was in the queue is unmapped, and done() has
- * returned. When the time is over the kernel log tells what is still in use.
- *
- * Context: Process context, sleeps.
- * Return: 0, -ETIMEDOUT, or -EINTR if the task was killed.
- */
-int gnttab_unmap_drain(struct gnttab_unmap_owner *owner, unsigned int timeout_ms)
-{
-	return owner_drain(&unmap_queue, owner, timeout_ms);
 }
 EXPORT_SYMBOL_GPL(gnttab_unmap_drain);
 
@@ -1151,8 +1143,7 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_drain);
 
 #ifdef CONFIG_DEBUG_FS
 /*
- * What a reader has of the list is a walk, which goes on where it was when the
- * next buffer is filled. Only the first one begins at the beginning.
+ * A reader has a walk, which goes on where it was when the next buffer is filled.
  */
 static void *pending_start(struct seq_file *m, loff_t *pos)
 {
@@ -1162,7 +1153,7 @@ static void *pending_start(struct seq_file *m, loff_t *pos)
 		walk_begin(walk, &unmap_queue, NULL, 0, jiffies);
 		return SEQ_START_TOKEN;
 	}
-	/* The page found last did not fit into a buffer. Is it still there? */
+	/* The page found last did not fit into the buffer: look whether it still waits. */
 	if (walk->index)
 		walk->index--;
 	walk->now = jiffies;
@@ -1246,7 +1237,7 @@ static int __init unmap_debugfs_init(void)
 	dir = debugfs_create_dir("grant_unmap", found ?: debugfs_create_dir("xen", NULL));
 	debugfs_create_file("pending", 0400, dir, NULL, &pending_fops);
 	debugfs_create_file("stats", 0400, dir, NULL, &stats_fops);
-	/* The lookup took a reference, while a directory has its own as long as it exists. */
+	/* Only the lookup has taken a reference. */
 	dput(found);
 	return 0;
 }

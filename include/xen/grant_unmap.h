@@ -2,8 +2,8 @@
 /*
  * Unmapping of grants whose pages may still be in use.
  *
- * A request is an array of unmap operations and the pages behind them. Any part
- * of it may be submitted, also while other parts are pending: each page is
+ * A request has an array of unmap operations and the pages behind them. Any part
+ * of it may be submitted, even while other parts are pending. Each page is
  * unmapped when nobody but the owner uses it any more.
  */
 #ifndef _XEN_GRANT_UNMAP_H
@@ -24,63 +24,68 @@ struct gnttab_unmap_request;
 /**
  * typedef gnttab_unmap_done_t - called when nothing of a request is pending
  * @req: the request; it may be freed, or submitted again, from here on
- * @failed: how many pages could not be unmapped since it was called last
+ * @failed: how many pages were leaked since the last call
  *
- * Context: That of the caller where gnttab_unmap_refs_async() unmaps the last
- * page itself, else process context on a workqueue that takes part in memory
- * reclaim, where all that waits stands behind it: it must not sleep for memory,
- * nor for anybody else. The queue holds no lock.
+ * Context: That of the caller where gnttab_unmap_refs_async() settles the last
+ * page itself. Otherwise process context, on a workqueue that takes part in
+ * memory reclaim, with all pages that wait behind it: it must not sleep for
+ * memory, nor for anybody else. The queue holds no lock.
  */
 typedef void (*gnttab_unmap_done_t)(struct gnttab_unmap_request *req,
 				    unsigned int failed);
 
 /**
  * struct gnttab_unmap_request - pages whose grants are to be unmapped
- * @ops: an operation for each page. One with an invalid handle is skipped.
- *       Once its page is settled its handle is invalid, and its status is
- *       GNTST_okay or the error.
+ * @ops: an operation for each page, made by gnttab_set_unmap_op(). Operations with
+ *       an invalid handle are skipped. When its page is settled, the handle of an
+ *       operation is invalid, and its status is GNTST_okay or the error.
  * @pages: the pages
- * @refs: how many references each page has when nobody uses it, or NULL if that
- *        is one for all of them
- * @owner: whom to name, and to keep, while something is pending
- * @done: see there
+ * @waiting_since: for each page, when it began to wait, in jiffies, or 0 if it
+ *                 does not wait. The caller sets all to 0 once, the queue does
+ *                 everything else.
+ * @refs: how many references each page has when nobody uses it, or NULL if each
+ *        has one
+ * @owner: the owner; each request in the queue has a reference to it
+ * @done: see gnttab_unmap_done_t
  *
- * To be embedded in an object of the owner, which initialises the fields above
- * and calls gnttab_unmap_request_init(). The object must stay until @done was
- * called. A page may be submitted again only after it was settled.
+ * A request is embedded in an object of its owner, who sets the fields above and
+ * calls gnttab_unmap_request_init(). The object must stay until @done is called.
+ * A page may be submitted again only once it is settled, and mapped again.
  */
 struct gnttab_unmap_request {
 	struct gnttab_unmap_grant_ref *ops;
 	struct page **pages;
+	unsigned long *waiting_since;
 	const unsigned int *refs;
 	struct gnttab_unmap_owner *owner;
 	gnttab_unmap_done_t done;
 
 	/* private: */
-	/* Pages submitted and not settled, and one for each submission at work. */
+	/* Pages submitted and not settled, and one for each submission under way. */
 	atomic_t pending;
+	/* Pages leaked since the last done(). */
 	atomic_t failed;
-	/* Since when something is pending, in jiffies. */
-	unsigned long since;
 
-	/* These are protected by the lock of the queue. */
-	struct list_head link;
-	unsigned long due;
-	/* How many had entered the queue before, which never changes while it is there. */
-	struct rb_node node;
-	u64 number;
-	/* How many pages wait, have ever waited, and a range that holds them. */
+	/* The queue's lock protects these. */
+	/* How many pages wait, and how many have waited since it entered the queue. */
 	unsigned int waiting, deferred;
+	/* All pages that wait are from first on and before end. */
 	unsigned int first, end;
-	/* The delay is 1 ms << level. */
-	u8 level;
-	/* A pass is at work on the request; it has grown since that began. */
+	/* When it entered the queue, and how many requests had done so before. */
+	unsigned long entered;
+	u64 number;
+	struct rb_node node;
+	/* While it waits for a pass: when it is due, and after which delay. */
+	struct rb_node due_node;
+	unsigned long due;
+	unsigned int delay_ms;
+	/* A pass is at work on it; pages have begun to wait since that pass began. */
 	bool in_pass;
 	bool grown;
 
 	/* These belong to the pass. */
-	unsigned int left_first, left_end;
-	unsigned int settled, refused;
+	struct list_head pass_link;
+	unsigned int settled, leaked;
 };
 
 /**
@@ -96,15 +101,15 @@ static inline void gnttab_unmap_request_init(struct gnttab_unmap_request *req)
 }
 
 /**
- * gnttab_unmap_pending - tell whether pages of a request are still to be unmapped
+ * gnttab_unmap_pending - tell whether pages of a request are still to be settled
  * @req: the request
  *
- * Return: false if every page that was submitted is settled. The caller has to
- *         see to it that nobody submits one.
+ * Context: Any. Nobody submits pages of @req at the same time.
+ * Return: false if every page that was submitted is settled.
  */
 static inline bool gnttab_unmap_pending(const struct gnttab_unmap_request *req)
 {
-	/* Pairs with the sub_and_test of whoever settled the last page. */
+	/* Pairs with the atomic_sub_and_test() of whoever has settled the last page. */
 	return atomic_read_acquire(&req->pending);
 }
 
@@ -113,20 +118,21 @@ static inline bool gnttab_unmap_pending(const struct gnttab_unmap_request *req)
  * @req: the request
  * @i: the page
  *
- * Return: true if the page waits in the queue, or is settled. The caller has to
- *         see to it that nobody is submitting the page.
+ * Context: Any. Nobody submits the page at the same time.
+ * Return: true if the page waits or is settled.
  */
 static inline bool gnttab_unmap_submitted(const struct gnttab_unmap_request *req,
 					  unsigned int i)
 {
-	/* A pass writes these in the other order: see pass_flush(). */
-	return smp_load_acquire(&req->ops[i].status) > 0 ||
+	/* Pairs with the release in pass_flush(), which is behind the handle. */
+	return smp_load_acquire(&req->waiting_since[i]) ||
 	       READ_ONCE(req->ops[i].handle) == INVALID_GRANT_HANDLE;
 }
 
 bool gnttab_unmap_refs_async(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);
 int __must_check gnttab_unmap_refs_both(struct gnttab_unmap_request *req,
+					struct gnttab_unmap_grant_ref *user_ops,
 					unsigned int count);
 void gnttab_unmap_refs_defer(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count);

@@ -63,6 +63,7 @@ struct test_request;
  * @leak_status: and why
  * @reported: how often the kernel log was told of pages that are stuck
  * @report: what it was told last
+ * @armed: the timer was armed since the last pass began
  * @scheduled: how often the timer was armed
  * @delay: for when, the last time
  */
@@ -91,6 +92,7 @@ struct world {
 	int leak_status;
 	unsigned int reported;
 	struct unmap_survey report;
+	bool armed;
 	unsigned int scheduled;
 	unsigned long delay;
 };
@@ -264,6 +266,7 @@ static void model_schedule(struct unmap_queue *q, unsigned long delay)
 	struct kunit *test = kunit_get_current_test();
 	struct world *w = test->priv;
 
+	w->armed = true;
 	w->scheduled++;
 	w->delay = delay;
 }
@@ -405,6 +408,9 @@ static struct test_request *request_new(struct kunit *test, unsigned int count)
 		(r->req.ops++)->handle = INVALID_GRANT_HANDLE;
 	r->req.pages = kunit_kcalloc(test, count, sizeof(*r->req.pages), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, r->req.pages);
+	r->req.waiting_since = kunit_kcalloc(test, count, sizeof(*r->req.waiting_since),
+					     GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, r->req.waiting_since);
 	r->req.owner = w->owner;
 	r->req.done = test_done;
 	gnttab_unmap_request_init(&r->req);
@@ -427,9 +433,7 @@ static struct test_request *request_new_both(struct kunit *test, unsigned int co
 
 static bool submit(struct test_request *r, unsigned int first, unsigned int count)
 {
-	struct world *w = r->test->priv;
-
-	return unmap_async(w->q, &r->req, first, count);
+	return gnttab_unmap_refs_async(&r->req, first, count);
 }
 
 static bool submit_all(struct test_request *r)
@@ -443,10 +447,15 @@ static void defer_at(struct test_request *r, unsigned int first, unsigned int co
 {
 	struct world *w = r->test->priv;
 
-	if (request_begin(&r->req, count))
-		r->req.since = now;
+	submission_begin(&r->req, count);
 	queue_defer(w->q, &r->req, first, first + count, now);
-	request_end(&r->req, 0);
+	submission_end(&r->req, 0);
+}
+
+static void run_pass(struct world *w, unsigned long now)
+{
+	w->armed = false;
+	queue_pass(w->q, now);
 }
 
 /* A pass at a time when everything that waits is due: a second after the last. */
@@ -457,7 +466,7 @@ static void pass_over_all(struct kunit *test)
 	if (time_before(w->clock, jiffies))
 		w->clock = jiffies;
 	w->clock += HZ;
-	queue_pass(w->q, w->clock);
+	run_pass(w, w->clock);
 }
 
 static unsigned long delay_of(unsigned int level)
@@ -525,7 +534,7 @@ static void expect_waiting(struct test_request *r, unsigned int i)
 	struct test_page *p = page_of(r, i);
 
 	KUNIT_EXPECT_TRUE_MSG(r->test, p->mapped, "page %u", i);
-	KUNIT_EXPECT_TRUE_MSG(r->test, page_waits(&r->req.ops[i]), "page %u", i);
+	KUNIT_EXPECT_TRUE_MSG(r->test, page_waits(&r->req, i), "page %u", i);
 	KUNIT_EXPECT_EQ_MSG(r->test, r->req.ops[i].handle, FIRST_HANDLE + r->first + i,
 			    "page %u", i);
 }
@@ -551,8 +560,7 @@ static void expect_quiet(struct kunit *test)
 {
 	struct world *w = test->priv;
 
-	for (unsigned int level = 0; level < UNMAP_LEVELS; level++)
-		KUNIT_EXPECT_TRUE_MSG(test, list_empty(&w->q->waiting[level]), "level %u", level);
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&w->q->waiting.rb_root));
 	KUNIT_EXPECT_TRUE(test, list_empty(&w->q->in_pass));
 	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&w->q->requests));
 	KUNIT_EXPECT_EQ(test, w->q->count, 0);
@@ -573,6 +581,7 @@ static int world_init(struct kunit *test)
 	queue_init(w->q);
 	w->owner = gnttab_unmap_owner_create(THIS_MODULE, "test/%u", 1);
 	KUNIT_ASSERT_NOT_NULL(test, w->owner);
+	w->owner->queue = w->q;
 	w->clock = jiffies;
 	w->fail_after = NEVER;
 	w->leaked_before = atomic_long_read(&unmap_leaked);
@@ -806,12 +815,17 @@ static void page_is_frozen_during_the_hypercall(struct kunit *test)
 
 /* --- pages that a process has mapped, too */
 
+static int unmap_both(struct test_request *r, unsigned int count)
+{
+	return gnttab_unmap_refs_both(&r->req, r->req.ops - count, count);
+}
+
 static void both_mappings_of_idle_pages_go_in_one_hypercall(struct kunit *test)
 {
 	struct world *w = test->priv;
 	struct test_request *r = request_new_both(test, 5);
 
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), 0);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), 0);
 	for (unsigned int i = 0; i < r->count; i++)
 		expect_both_unmapped(r, i);
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 1);
@@ -828,14 +842,14 @@ static void both_mappings_stay_where_one_page_is_busy(struct kunit *test)
 	/* The first one, one in between, the last one. */
 	for (unsigned int busy = 0; busy < r->count; busy++) {
 		hold(r, busy);
-		KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EBUSY);
+		KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EBUSY);
 		for (unsigned int i = 0; i < r->count; i++)
 			expect_both_mapped(r, i);
 		release(r, busy);
 	}
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
 
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), 0);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), 0);
 	for (unsigned int i = 0; i < r->count; i++)
 		expect_both_unmapped(r, i);
 }
@@ -846,18 +860,18 @@ static void both_mappings_stay_where_one_was_never_made(struct kunit *test)
 	struct test_request *no_user = request_new(test, 1);
 	struct test_request *no_kernel = request_new_both(test, 2);
 
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_user->req, 1), -EBUSY);
+	KUNIT_EXPECT_EQ(test, unmap_both(no_user, 1), -EBUSY);
 	expect_books(test, no_user->first);
 
 	no_kernel->req.ops[1].handle = INVALID_GRANT_HANDLE;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_kernel->req, 2), -EBUSY);
+	KUNIT_EXPECT_EQ(test, unmap_both(no_kernel, 2), -EBUSY);
 	expect_both_mapped(no_kernel, 0);
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
 
 	submit_all(no_user);
 	expect_unmapped(no_user, 0);
 	no_kernel->req.ops[1].handle = FIRST_HANDLE + no_kernel->first + 1;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&no_kernel->req, 2), 0);
+	KUNIT_EXPECT_EQ(test, unmap_both(no_kernel, 2), 0);
 }
 
 static void both_mappings_stay_where_a_page_waits(struct kunit *test)
@@ -868,7 +882,7 @@ static void both_mappings_stay_where_a_page_waits(struct kunit *test)
 	hold(r, 1);
 	submit(r, 1, 1);
 	release(r, 1);
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, 2), -EBUSY);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, 2), -EBUSY);
 	expect_both_mapped(r, 0);
 	expect_waiting(r, 1);
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
@@ -886,7 +900,7 @@ static void page_that_stays_mapped_for_a_process_keeps_its_tag(struct kunit *tes
 	struct test_request *r = request_new_both(test, 3);
 
 	page_of(r, 1)->refuse_user = true;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EIO);
 	expect_both_unmapped(r, 0);
 	expect_leaked(r, 1, GNTST_permission_denied);
 	KUNIT_EXPECT_TRUE(test, page_of(r, 1)->p2m);
@@ -900,7 +914,7 @@ static void page_that_stays_mapped_for_the_kernel_keeps_its_tag(struct kunit *te
 	struct test_request *r = request_new_both(test, 3);
 
 	page_of(r, 0)->refuse = true;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EIO);
 	expect_leaked(r, 0, GNTST_bad_virt_addr);
 	KUNIT_EXPECT_EQ(test, (&r->req.ops[0] - r->count)->status, GNTST_okay);
 	expect_both_unmapped(r, 1);
@@ -914,7 +928,7 @@ static void page_is_lost_once_if_neither_mapping_goes(struct kunit *test)
 
 	page_of(r, 1)->refuse_user = true;
 	page_of(r, 1)->refuse = true;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EIO);
 	expect_both_unmapped(r, 0);
 	expect_leaked(r, 1, GNTST_permission_denied);
 	KUNIT_EXPECT_EQ(test, w->leaks_reported, 1);
@@ -927,7 +941,7 @@ static void hypercall_for_both_that_fails_halfway_loses_the_rest(struct kunit *t
 
 	/* All of the process's, and two of the kernel's. */
 	w->fail_after = 6;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EIO);
 	expect_both_unmapped(r, 0);
 	expect_both_unmapped(r, 1);
 	expect_leaked(r, 2, GNTST_general_error);
@@ -940,7 +954,7 @@ static void hypercall_for_both_that_does_not_reach_the_kernels_loses_all(struct 
 	struct test_request *r = request_new_both(test, 3);
 
 	w->fail_after = 2;
-	KUNIT_EXPECT_EQ(test, gnttab_unmap_refs_both(&r->req, r->count), -EIO);
+	KUNIT_EXPECT_EQ(test, unmap_both(r, r->count), -EIO);
 	for (unsigned int i = 0; i < r->count; i++)
 		expect_leaked(r, i, GNTST_general_error);
 }
@@ -1300,10 +1314,10 @@ static void request_that_done_submits_waits_in_the_queue_again(struct kunit *tes
 	pass_over_all(test);
 	expect_done(r, 1, 0);
 	expect_waiting(r, 0);
-	KUNIT_EXPECT_EQ(test, r->req.level, 0);
+	KUNIT_EXPECT_EQ(test, r->req.delay_ms, UNMAP_MIN_DELAY_MS);
 	KUNIT_EXPECT_EQ(test, atomic_read(&w->owner->requests), 1);
 	KUNIT_EXPECT_EQ(test, refcount_read(&w->owner->users), 2);
-	KUNIT_EXPECT_TRUE(test, w->q->armed);
+	KUNIT_EXPECT_TRUE(test, w->armed);
 
 	release(r, 0);
 	pass_over_all(test);
@@ -1387,7 +1401,7 @@ static void deferred_page_is_not_tried_before_a_pass(struct kunit *test)
 	struct world *w = test->priv;
 	struct test_request *r = request_new(test, 2);
 
-	unmap_defer(w->q, &r->req, 0, 2);
+	gnttab_unmap_refs_defer(&r->req, 0, 2);
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 0);
 	expect_waiting(r, 0);
 	expect_waiting(r, 1);
@@ -1406,7 +1420,7 @@ static void deferred_page_with_an_invalid_handle_is_skipped(struct kunit *test)
 
 	submit(r, 1, 1);
 	expect_done(r, 1, 0);
-	unmap_defer(w->q, &r->req, 0, 3);
+	gnttab_unmap_refs_defer(&r->req, 0, 3);
 	pass_over_all(test);
 	expect_unmapped(r, 0);
 	expect_unmapped(r, 2);
@@ -1414,7 +1428,7 @@ static void deferred_page_with_an_invalid_handle_is_skipped(struct kunit *test)
 	expect_done(r, 2, 0);
 
 	/* None is left: nothing waits, and nobody else will call done(). */
-	unmap_defer(w->q, &r->req, 0, 3);
+	gnttab_unmap_refs_defer(&r->req, 0, 3);
 	expect_done(r, 3, 0);
 }
 
@@ -1432,18 +1446,7 @@ static void range_that_a_pass_looks_at_is_that_of_the_pages_that_wait(struct kun
 	submit(r, 0, 2);
 	KUNIT_EXPECT_EQ(test, r->req.first, 0);
 	KUNIT_EXPECT_EQ(test, r->req.end, 5);
-	pass_over_all(test);
-	KUNIT_EXPECT_EQ(test, r->req.first, 0);
-	KUNIT_EXPECT_EQ(test, r->req.end, 5);
-
 	release_all(r);
-	hold(r, 1);
-	hold(r, 3);
-	pass_over_all(test);
-	KUNIT_EXPECT_EQ(test, r->req.first, 1);
-	KUNIT_EXPECT_EQ(test, r->req.end, 4);
-	release(r, 1);
-	release(r, 3);
 	pass_over_all(test);
 	expect_done(r, 1, 0);
 
@@ -1457,23 +1460,32 @@ static void range_that_a_pass_looks_at_is_that_of_the_pages_that_wait(struct kun
 	expect_done(r, 2, 0);
 }
 
-static void age_counts_from_the_first_submission_that_is_pending(struct kunit *test)
+static unsigned int age_of(struct test_request *r, unsigned int i, unsigned long now)
+{
+	return elapsed_ms(r->req.waiting_since[i], now);
+}
+
+static void age_counts_from_when_the_page_began_to_wait(struct kunit *test)
 {
 	struct test_request *r = request_new(test, 2);
 	unsigned long now = jiffies;
 
-	/* What had been pending long ago does not count. */
 	hold_all(r);
-	r->req.since = now - 60 * HZ;
-	submit(r, 0, 1);
-	KUNIT_EXPECT_TRUE(test, time_after_eq(r->req.since, now));
+	defer_at(r, 0, 1, now - 60 * HZ);
+	defer_at(r, 1, 1, now - 20 * HZ);
+	KUNIT_EXPECT_EQ(test, age_of(r, 0, now), 60 * MSEC_PER_SEC);
+	KUNIT_EXPECT_EQ(test, age_of(r, 1, now), 20 * MSEC_PER_SEC);
+	/* It has begun after somebody has looked at the clock. */
+	KUNIT_EXPECT_EQ(test, age_of(r, 1, now - 30 * HZ), 0);
 
-	r->req.since = now - 60 * HZ;
-	submit(r, 1, 1);
-	KUNIT_EXPECT_EQ(test, r->req.since, now - 60 * HZ);
-	KUNIT_EXPECT_EQ(test, waited_ms(&r->req, 0, now), 60 * MSEC_PER_SEC);
-	/* Within the second that a page's own age is rounded to. */
-	KUNIT_EXPECT_LE(test, waited_ms(&r->req, 1, now), MSEC_PER_SEC);
+	/* What has waited before does not count. */
+	release(r, 0);
+	pass_over_all(test);
+	expect_unmapped(r, 0);
+	page_map(r, 0);
+	hold(r, 0);
+	defer_at(r, 0, 1, now);
+	KUNIT_EXPECT_EQ(test, age_of(r, 0, now), 0);
 	release_all(r);
 	pass_over_all(test);
 }
@@ -1492,13 +1504,13 @@ static void delay_doubles_up_to_256_ms(struct kunit *test)
 				    "delay %u", i);
 		KUNIT_EXPECT_EQ_MSG(test, w->delay, msecs_to_jiffies(delays[i]), "delay %u", i);
 		now = r->req.due;
-		queue_pass(w->q, now);
+		run_pass(w, now);
 	}
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, ARRAY_SIZE(delays));
 	expect_waiting(r, 0);
 
 	release(r, 0);
-	queue_pass(w->q, r->req.due);
+	run_pass(w, r->req.due);
 	expect_done(r, 1, 0);
 }
 
@@ -1510,7 +1522,7 @@ static unsigned long age(struct test_request *r, unsigned int passes)
 
 	while (passes--) {
 		now = r->req.due;
-		queue_pass(w->q, now);
+		run_pass(w, now);
 	}
 	return now;
 }
@@ -1531,10 +1543,10 @@ static void new_range_of_a_waiting_request_starts_over(struct kunit *test)
 	defer_at(r, 1, 1, now + 1);
 	KUNIT_EXPECT_EQ(test, r->req.due, now + 1 + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->scheduled, scheduled + 1);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, r->req.due);
+	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
 
 	release_all(r);
-	queue_pass(w->q, now + 1 + delay_of(0));
+	run_pass(w, now + 1 + delay_of(0));
 	expect_unmapped(r, 0);
 	expect_unmapped(r, 1);
 	expect_done(r, 1, 0);
@@ -1554,11 +1566,11 @@ static void requests_become_due_in_order(struct kunit *test)
 	release(old, 0);
 	defer_at(first, 0, 1, now + 1);
 	defer_at(second, 0, 1, now + 3);
-	queue_pass(w->q, now + 3 + delay_of(0));
+	run_pass(w, now + 3 + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->operations, 2);
 	expect_waiting(old, 0);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, now + delay_of(8));
-	queue_pass(w->q, now + delay_of(8));
+	KUNIT_EXPECT_EQ(test, w->delay, delay_of(8) - delay_of(0) - 3);
+	run_pass(w, now + delay_of(8));
 	KUNIT_EXPECT_EQ(test, w->operations, 3);
 	KUNIT_EXPECT_EQ(test, w->order[0], first->first);
 	KUNIT_EXPECT_EQ(test, w->order[1], second->first);
@@ -1575,7 +1587,7 @@ static void requests_with_the_same_delay_are_unmapped_in_order(struct kunit *tes
 		r[i] = request_new(test, 1);
 	for (unsigned int i = 0; i < ARRAY_SIZE(r); i++)
 		defer_at(r[ARRAY_SIZE(r) - 1 - i], 0, 1, now + i);
-	queue_pass(w->q, now + HZ);
+	run_pass(w, now + HZ);
 	KUNIT_ASSERT_EQ(test, w->operations, ARRAY_SIZE(r));
 	for (unsigned int i = 0; i < ARRAY_SIZE(r); i++)
 		KUNIT_EXPECT_EQ(test, w->order[i], r[ARRAY_SIZE(r) - 1 - i]->first);
@@ -1591,40 +1603,42 @@ static void pass_takes_only_what_is_due(struct kunit *test)
 	defer_at(later, 0, 1, now + 5);
 
 	/* Neither. */
-	queue_pass(w->q, now + delay_of(0) - 1);
+	run_pass(w, now + delay_of(0) - 1);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 0);
 
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 1);
 	expect_done(due, 1, 0);
 	expect_waiting(later, 0);
 	expect_done(later, 0, 0);
-	KUNIT_EXPECT_TRUE(test, w->q->armed);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, now + 5 + delay_of(0));
+	KUNIT_EXPECT_TRUE(test, w->armed);
 	KUNIT_EXPECT_EQ(test, w->delay, 5);
 
-	queue_pass(w->q, now + 5 + delay_of(0));
+	run_pass(w, now + 5 + delay_of(0));
 	expect_done(later, 1, 0);
 }
 
 static void clock_may_wrap(struct kunit *test)
 {
 	struct world *w = test->priv;
-	struct test_request *r = request_new(test, 1);
+	struct test_request *r = request_new(test, 2);
 	unsigned long now = 0UL - delay_of(0);
 
 	/* What is stuck is none of this test's business. */
 	w->q->next_report = HZ;
-	hold(r, 0);
+	hold_all(r);
 	defer_at(r, 0, 1, now);
 	KUNIT_EXPECT_EQ(test, r->req.due, 0);
-	queue_pass(w->q, now);
+	run_pass(w, now);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 0);
 	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
-	queue_pass(w->q, 0);
+	run_pass(w, 0);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 1);
-	release(r, 0);
-	queue_pass(w->q, delay_of(1));
+	/* A page that begins to wait at 0 does wait. */
+	defer_at(r, 1, 1, 0);
+	expect_waiting(r, 1);
+	release_all(r);
+	run_pass(w, delay_of(1));
 	expect_done(r, 1, 0);
 }
 
@@ -1642,7 +1656,7 @@ static void pages_of_many_requests_share_hypercalls(struct kunit *test)
 		r[i] = request_new(test, 1);
 		defer_at(r[i], 0, 1, now);
 	}
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 3);
 	KUNIT_EXPECT_EQ(test, w->sizes[0], 128);
 	KUNIT_EXPECT_EQ(test, w->sizes[1], 128);
@@ -1665,7 +1679,7 @@ static void pass_keeps_no_page_frozen_while_others_want_the_cpu(struct kunit *te
 	defer_at(small, 0, 3, now);
 	defer_at(busy, 0, 1, now);
 	defer_at(large, 0, 130, now);
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 3);
 	KUNIT_EXPECT_EQ(test, w->sizes[0], 3);
 	KUNIT_EXPECT_EQ(test, w->sizes[1], 128);
@@ -1706,7 +1720,7 @@ static void pass_yields_within_a_large_request(struct kunit *test)
 	w->others_want_the_cpu = true;
 	w->during_request = r;
 	w->on_ask = release_the_last_page;
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	w->on_ask = NULL;
 	/* It has gone on with the rest: the last page was in use before. */
 	KUNIT_EXPECT_GE(test, w->asked, 3);
@@ -1741,7 +1755,7 @@ static void pass_takes_a_few_requests_at_a_time(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, r[UNMAP_STEP]->req.in_pass);
 
 	/* But all of them, in the end. */
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	for (unsigned int i = 0; i < count; i++)
 		expect_done(r[i], 1, 0);
 	KUNIT_EXPECT_EQ(test, w->q->stats.passes, 1);
@@ -1757,7 +1771,7 @@ static void pages_of_one_request_may_take_many_hypercalls(struct kunit *test)
 	hold(large, 30);
 	defer_at(small, 0, 100, now);
 	defer_at(large, 0, 200, now);
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->hypercalls, 3);
 	KUNIT_EXPECT_EQ(test, w->sizes[0], 128);
 	KUNIT_EXPECT_EQ(test, w->sizes[2], 299 - 2 * 128);
@@ -1783,41 +1797,25 @@ static void one_timer_however_many_requests(struct kunit *test)
 		defer_at(r[i], 0, 1, now + i);
 	}
 	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, now + delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
 
 	/* All are due now, and all are to be tried again. */
 	w->scheduled = 0;
 	now += HZ;
-	queue_pass(w->q, now);
+	run_pass(w, now);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, ARRAY_SIZE(r));
 	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
-	KUNIT_EXPECT_TRUE(test, w->q->armed);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, now + delay_of(1));
+	KUNIT_EXPECT_TRUE(test, w->armed);
+	KUNIT_EXPECT_EQ(test, w->delay, delay_of(1));
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(r); i++)
 		release(r[i], 0);
 	w->scheduled = 0;
-	queue_pass(w->q, now + HZ);
+	run_pass(w, now + HZ);
 	KUNIT_EXPECT_EQ(test, w->scheduled, 0);
-	KUNIT_EXPECT_FALSE(test, w->q->armed);
+	KUNIT_EXPECT_FALSE(test, w->armed);
 	for (unsigned int i = 0; i < ARRAY_SIZE(r); i++)
 		expect_done(r[i], 1, 0);
-}
-
-static void timer_is_armed_at_once_for_what_is_overdue(struct kunit *test)
-{
-	struct world *w = test->priv;
-	struct test_request *r = request_new(test, 1);
-	unsigned long now = jiffies;
-
-	defer_at(r, 0, 1, now);
-	/* As if it had become due while a pass was at work. */
-	spin_lock_irq(&w->q->lock);
-	w->q->armed = false;
-	queue_arm(w->q, r->req.due, r->req.due + HZ);
-	spin_unlock_irq(&w->q->lock);
-	KUNIT_EXPECT_EQ(test, w->delay, 0);
-	pass_over_all(test);
 }
 
 /* --- submissions while a pass is at work */
@@ -1847,7 +1845,7 @@ static void range_submitted_during_a_pass_waits(struct kunit *test)
 	w->during_request = r;
 	w->during = submit_busy_page_of_the_request;
 	now = r->req.due;
-	queue_pass(w->q, now);
+	run_pass(w, now);
 	expect_unmapped(r, 0);
 	expect_waiting(r, 2);
 	expect_done(r, 0, 0);
@@ -1857,7 +1855,7 @@ static void range_submitted_during_a_pass_waits(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, atomic_read(&w->owner->requests), 1);
 
 	release(r, 2);
-	queue_pass(w->q, r->req.due);
+	run_pass(w, r->req.due);
 	expect_unmapped(r, 2);
 	expect_done(r, 1, 0);
 }
@@ -1880,7 +1878,7 @@ static void page_submitted_ahead_of_a_pass_is_unmapped_by_it(struct kunit *test)
 	defer_at(r, UNMAP_BATCH + 1, 1, now);
 	w->during_request = r;
 	w->during = submit_page_ahead_of_the_pass;
-	queue_pass(w->q, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->operations, UNMAP_BATCH + 2);
 	KUNIT_EXPECT_EQ(test, w->q->stats.deferred, UNMAP_BATCH + 2);
 	expect_done(r, 1, 0);
@@ -1907,9 +1905,10 @@ static void request_submitted_during_a_pass_waits_for_the_next(struct kunit *tes
 	pass_over_all(test);
 	expect_done(r, 1, 0);
 	expect_waiting(other, 0);
-	KUNIT_EXPECT_EQ(test, other->req.level, 0);
-	KUNIT_EXPECT_TRUE(test, w->q->armed);
-	KUNIT_EXPECT_EQ(test, w->q->armed_for, other->req.due);
+	KUNIT_EXPECT_EQ(test, other->req.delay_ms, UNMAP_MIN_DELAY_MS);
+	KUNIT_EXPECT_TRUE(test, w->armed);
+	/* By the clock of the test it is overdue when the pass ends. */
+	KUNIT_EXPECT_EQ(test, w->delay, 0);
 
 	release(other, 0);
 	pass_over_all(test);
@@ -1924,7 +1923,7 @@ static void owner_is_in_the_queue_until_done_has_returned(struct test_request *r
 
 	KUNIT_EXPECT_EQ(r->test, atomic_read(&w->owner->requests), 1);
 	KUNIT_EXPECT_EQ(r->test, refcount_read(&w->owner->users), 2);
-	KUNIT_EXPECT_EQ(r->test, owner_drain(w->q, w->owner, 1), -ETIMEDOUT);
+	KUNIT_EXPECT_EQ(r->test, gnttab_unmap_drain(w->owner, 1), -ETIMEDOUT);
 	/* No page is in use: there is nobody to name. */
 	KUNIT_EXPECT_EQ(r->test, w->reported, 0);
 }
@@ -1992,21 +1991,20 @@ static void drain_returns_at_once_without_pending_work(struct kunit *test)
 	struct test_request *r = request_new(test, 1);
 
 	/* It would have to wait for ever, if it had to wait. */
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, w->owner, UINT_MAX), 0);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, UINT_MAX), 0);
 	submit_all(r);
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, w->owner, UINT_MAX), 0);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, UINT_MAX), 0);
 }
 
 static void drain_returns_at_once_when_others_have_pending_work(struct kunit *test)
 {
-	struct world *w = test->priv;
 	struct test_request *r = request_new(test, 1);
 	struct gnttab_unmap_owner *other = gnttab_unmap_owner_create(THIS_MODULE, "other");
 
 	KUNIT_ASSERT_NOT_NULL(test, other);
 	hold(r, 0);
 	submit_all(r);
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, other, UINT_MAX), 0);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(other, UINT_MAX), 0);
 	gnttab_unmap_owner_put(other);
 	release(r, 0);
 	pass_over_all(test);
@@ -2019,7 +2017,7 @@ static void drain_times_out_and_names_the_page_in_use(struct kunit *test)
 
 	hold(r, 0);
 	submit_all(r);
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, w->owner, 1), -ETIMEDOUT);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 1), -ETIMEDOUT);
 	expect_waiting(r, 0);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
 	KUNIT_EXPECT_EQ(test, w->report.pages, 1);
@@ -2030,7 +2028,7 @@ static void drain_times_out_and_names_the_page_in_use(struct kunit *test)
 	release(r, 0);
 	pass_over_all(test);
 	expect_done(r, 1, 0);
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, w->owner, 1), 0);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 1), 0);
 }
 
 /* Gives the page back when somebody waits for it, and runs the pass. */
@@ -2064,7 +2062,7 @@ static void drain_waits_for_pending_work(struct kunit *test)
 	submit_all(r);
 	task = kthread_run(release_for_drain, r, "xen-grant-unmap-test");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
-	KUNIT_EXPECT_EQ(test, owner_drain(w->q, w->owner, 10 * MSEC_PER_SEC), 0);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 10 * MSEC_PER_SEC), 0);
 	expect_unmapped(r, 0);
 	expect_done(r, 1, 0);
 	kthread_stop(task);
@@ -2121,7 +2119,6 @@ static void survey_names_the_page_that_has_waited_for_longest(struct kunit *test
 	hold_all(old);
 	hold(old, 1);
 	defer_at(old, 1, 1, now - 90 * HZ);
-	/* The second range of a request is as young as it is. */
 	defer_at(old, 0, 1, now - 30 * HZ);
 	defer_at(young, 0, 1, now - 60 * HZ);
 
@@ -2141,7 +2138,7 @@ static void survey_names_the_page_that_has_waited_for_longest(struct kunit *test
 	release_all(young);
 	release_all(old);
 	release(old, 1);
-	queue_pass(w->q, now + HZ);
+	run_pass(w, now + HZ);
 	expect_done(young, 1, 0);
 	expect_done(old, 1, 0);
 }
@@ -2175,7 +2172,7 @@ static void walk_finds_the_pages_that_wait_in_the_order_of_their_requests(struct
 	submit_all(first);
 	submit(second, 0, 1);
 	/* The second one is due first, then, but that is nothing to a walk. */
-	queue_pass(w->q, second->req.due);
+	run_pass(w, second->req.due);
 	submit(second, 1, 1);
 	walk_begin(&walk, w->q, NULL, 0, now);
 	expect_next(&walk, first, 1);
@@ -2337,20 +2334,20 @@ static void stuck_page_is_reported_once_a_minute(struct kunit *test)
 	defer_at(r, 0, 1, now);
 
 	/* Not yet: look again in a second. */
-	queue_pass(w->q, now + after - HZ);
+	run_pass(w, now + after - HZ);
 	KUNIT_EXPECT_EQ(test, w->reported, 0);
 	KUNIT_EXPECT_EQ(test, w->q->next_report, now + after);
-	queue_pass(w->q, now + after);
+	run_pass(w, now + after);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
 	KUNIT_EXPECT_EQ(test, w->report.pages, 1);
 	KUNIT_EXPECT_EQ(test, w->report.longest.ms, report_after * MSEC_PER_SEC);
-	queue_pass(w->q, now + after + REPORT_INTERVAL - 1);
+	run_pass(w, now + after + REPORT_INTERVAL - 1);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
-	queue_pass(w->q, now + after + REPORT_INTERVAL);
+	run_pass(w, now + after + REPORT_INTERVAL);
 	KUNIT_EXPECT_EQ(test, w->reported, 2);
 
 	release(r, 0);
-	queue_pass(w->q, now + after + 2 * REPORT_INTERVAL);
+	run_pass(w, now + after + 2 * REPORT_INTERVAL);
 	expect_done(r, 1, 0);
 	KUNIT_EXPECT_EQ(test, w->reported, 2);
 }
@@ -2397,7 +2394,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(deferred_page_is_not_tried_before_a_pass),
 	KUNIT_CASE(deferred_page_with_an_invalid_handle_is_skipped),
 	KUNIT_CASE(range_that_a_pass_looks_at_is_that_of_the_pages_that_wait),
-	KUNIT_CASE(age_counts_from_the_first_submission_that_is_pending),
+	KUNIT_CASE(age_counts_from_when_the_page_began_to_wait),
 	KUNIT_CASE(delay_doubles_up_to_256_ms),
 	KUNIT_CASE(new_range_of_a_waiting_request_starts_over),
 	KUNIT_CASE(requests_become_due_in_order),
@@ -2410,7 +2407,6 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(pass_takes_a_few_requests_at_a_time),
 	KUNIT_CASE(pages_of_one_request_may_take_many_hypercalls),
 	KUNIT_CASE(one_timer_however_many_requests),
-	KUNIT_CASE(timer_is_armed_at_once_for_what_is_overdue),
 	KUNIT_CASE(range_submitted_during_a_pass_waits),
 	KUNIT_CASE(page_submitted_ahead_of_a_pass_is_unmapped_by_it),
 	KUNIT_CASE(request_submitted_during_a_pass_waits_for_the_next),

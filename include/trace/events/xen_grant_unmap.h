@@ -7,7 +7,7 @@
 
 #include <linux/tracepoint.h>
 
-/* Pages of a request are in use and wait in the queue from now on. */
+/* Pages of a request wait in the queue from now on. */
 TRACE_EVENT(grant_unmap_defer,
 	    TP_PROTO(const char *owner, unsigned int pages, unsigned int pending),
 	    TP_ARGS(owner, pages, pending),
@@ -23,7 +23,7 @@ TRACE_EVENT(grant_unmap_defer,
 		      __get_str(owner), __entry->pages, __entry->pending)
 	   );
 
-/* The queue has tried the pages of all requests that were due. */
+/* A pass has tried the pages of all requests that were due. */
 TRACE_EVENT(grant_unmap_pass,
 	    TP_PROTO(unsigned int attempted, unsigned int unmapped, unsigned int left),
 	    TP_ARGS(attempted, unmapped, left),
@@ -39,7 +39,7 @@ TRACE_EVENT(grant_unmap_pass,
 		      __entry->attempted, __entry->unmapped, __entry->left)
 	   );
 
-/* Nothing of a request waits any more. */
+/* A request leaves the queue. */
 TRACE_EVENT(grant_unmap_done,
 	    TP_PROTO(const char *owner, unsigned int pages, unsigned int failed,
 		     unsigned int waited_ms),
