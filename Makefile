@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-# Thin: each target calls one script, each of which has a --help.  BASE=7.3 has them
-# work on another base than 6.12.
+# Thin: each target calls one script, each of which has a --help.  They work on 7.3;
+# BASE=6.12 has them work on 6.12.
 
 export BASE
 
@@ -34,7 +34,7 @@ shell: tree ## an interactive dom0 on the patched kernel
 	scripts/kernel patched
 	testbed/runner/dom0 shell
 
-refresh: ## write the commits of build/tree back to the series
+refresh: ## write the commits of build/BASE/tree back to the series
 	scripts/refresh
 
 export: tree ## build/BASE/export: the series as mails

@@ -15,10 +15,10 @@ die() {
 	exit 1
 }
 
-# The base kernels; the first is the one that the series is written for, the last the
+# The base kernels; the first is the one that the series is written for, and the
 # default.
 mapfile -t BASES < <(sed -nE 's/^[^#]*\<linux-source-([0-9.]+)\s.*/\1/p' "$(dirname "${BASH_SOURCE[0]}")/packages")
-export BASE=${BASE:-${BASES[-1]}}
+export BASE=${BASE:-${BASES[0]}}
 [[ " ${BASES[*]} " == *" $BASE "* ]] || die "BASE=$BASE: the series is for ${BASES[*]}"
 # What is made of one base.  Beside it lie downloads, Xen and the compiler's cache.
 WORK=$BUILD/$BASE

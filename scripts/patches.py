@@ -30,7 +30,7 @@ BUILD = Path(os.environ.get("BUILD") or TOP / "build").resolve()
 # lib.sh reads the bases from there, too.
 VERSIONS = re.findall(r"(?m)^[^#\n]*\blinux-source-([0-9.]+)\s", Path(__file__).with_name("packages").read_text())
 MAIN = VERSIONS[0]
-VERSION = os.environ.get("BASE") or VERSIONS[-1]
+VERSION = os.environ.get("BASE") or MAIN
 SERIES = "series" if VERSION == MAIN else f"series-{VERSION}"
 # The end of the name of a patch that is for this base only.
 OWN = ".patch" if VERSION == MAIN else f".{VERSION}.patch"

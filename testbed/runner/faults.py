@@ -19,6 +19,8 @@ class Pattern(NamedTuple):
 
 LINUX = [
     Pattern(r'-+\[ cut here \]-+', 'marker', '------------[ cut here ]------------'),
+    Pattern(r'WARNING: .*, CPU#\d+: ', 'marker',
+            'WARNING: drivers/xen/gntdev.c:418 at __unmap_grant_pages_done+0x94/0x150, CPU#0: test/71'),
     Pattern(r'WARNING: possible (circular|recursive) locking', 'trace',
             'WARNING: possible circular locking dependency detected'),
     Pattern(r'WARNING: suspicious RCU usage', 'trace', 'WARNING: suspicious RCU usage'),
@@ -31,8 +33,7 @@ LINUX = [
     Pattern(r'WARNING: CPU: \d+ PID: ', 'marker',
             'WARNING: CPU: 0 PID: 71 at drivers/xen/gntdev.c:418 '
             '__unmap_grant_pages_done+0x94/0x150'),
-    Pattern(r'WARNING:', 'trace', 'WARNING: drivers/xen/gntdev.c:418 at '
-            '__unmap_grant_pages_done+0x94/0x150, CPU#0: test/71'),
+    Pattern(r'WARNING:', 'trace', 'WARNING: stack going in the wrong direction? at dump_stack+0x12/0x34'),
     Pattern(r'BUG: Bad rss-counter', 'line',
             'BUG: Bad rss-counter state mm:ffff888003f4ea80 type:MM_FILEPAGES val:-1'),
     Pattern(r'BUG: non-zero pgtables_bytes', 'line',

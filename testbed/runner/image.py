@@ -19,7 +19,7 @@ BUILD = os.path.abspath(os.environ.get('BUILD') or os.path.join(TOP, 'build'))
 
 def default_base():
     with open(os.path.join(TOP, 'scripts/packages'), encoding='ascii') as f:
-        return re.findall(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[-1]
+        return re.findall(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[0]
 
 
 WORK = os.path.join(BUILD, os.environ.get('BASE') or default_base())

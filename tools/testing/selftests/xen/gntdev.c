@@ -463,7 +463,7 @@ static bool slot_release(struct slot *s, void *copy)
 	return true;
 }
 
-TEST_F_TIMEOUT(gntdev, random_ranges_held_and_released, 120)
+TEST_F_TIMEOUT(gntdev, random_ranges_held_and_released, 300)
 {
 	const char *env = getenv("XEN_SELFTEST_SEED");
 	unsigned int seed = env ? strtoul(env, NULL, 0) : time(NULL);
