@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KUnit tests of vm_normal_page() for VMAs that carry pages, and for the other
- * ones that have special PTEs.
+ * KUnit tests of vm_normal_page() for VMAs with special PTEs, with and without
+ * vma->pages.
  *
- * The VMAs are made up, and in the address space of no process: vm_normal_page()
- * looks at a VMA and a PTE only. That VMAs which are split keep their pages is
- * tested with the real code in tools/testing/vma.
+ * The VMAs are not in the address space of any process, because vm_normal_page()
+ * looks only at a VMA and a PTE. tools/testing/vma tests with the real code that the
+ * parts of a split VMA keep its pages.
  */
 #include <kunit/test.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 
 #define NR_PAGES	8
-/* Where the pages begin, in the file and in memory */
+/* Where the mapping begins, in the file and in memory */
 #define FIRST_PGOFF	1000UL
 #define START		0x10000000UL
-/* What swap_readahead_info may be: not an address */
+/* A value that swap_readahead_info may have, which is not an address */
 #define READAHEAD	0x1234567UL
 
 struct world {
@@ -30,7 +30,7 @@ static unsigned long address(unsigned int i)
 	return START + i * PAGE_SIZE;
 }
 
-/* By a special PTE: that of the zero page, which nobody is to find. */
+/* Look up page @i by a special PTE. It maps the zero page, which must not be found. */
 static struct page *look_up(struct world *w, unsigned int i)
 {
 	pte_t pte = mk_pte(ZERO_PAGE(0), PAGE_READONLY);
@@ -38,7 +38,7 @@ static struct page *look_up(struct world *w, unsigned int i)
 	return vm_normal_page(w->vma, address(i), pte_mkspecial(pte));
 }
 
-/* Whether the pages of @first and on are at the addresses where they belong. */
+/* Expect @count pages from @first on at the addresses where they belong. */
 static void expect_pages(struct kunit *test, unsigned int first, unsigned int count)
 {
 	struct world *w = test->priv;
@@ -57,7 +57,7 @@ static int set_pages(struct world *w)
 	return ret;
 }
 
-/* As if a page had been swapped in. */
+/* Do to the VMA what swapping in a page does. */
 static void swap_in(struct world *w)
 {
 #ifdef CONFIG_SWAP
@@ -118,7 +118,7 @@ static void address_beyond_the_pages_has_none(struct kunit *test)
 	KUNIT_EXPECT_NULL(test, look_up(w, 0));
 }
 
-/* What a split does to vm_start, vm_end and vm_pgoff. */
+/* Do to the VMA what a split does to vm_start, vm_end and vm_pgoff. */
 static void part_of_a_vma_has_its_pages(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -131,7 +131,7 @@ static void part_of_a_vma_has_its_pages(struct kunit *test)
 	expect_pages(test, 2, 4);
 }
 
-/* What a split begins with. */
+/* A split begins with a copy of the VMA. */
 static void copy_of_a_vma_has_its_pages(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -158,7 +158,7 @@ static void mapping_without_pages_has_none(struct kunit *test)
 	}
 }
 
-/* Where anonymous pages may be, the same word means something else. */
+/* In a VMA that may have anonymous pages, the same word means something else. */
 static void readahead_is_not_taken_for_pages(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -223,7 +223,7 @@ static void vma_with_pages_is_special(struct kunit *test)
 	struct world *w = test->priv;
 
 	KUNIT_ASSERT_EQ(test, set_pages(w), 0);
-	/* Not merged, see VM_SPECIAL, and not expanded. */
+	/* VM_MIXEDMAP keeps it from being merged, see VM_SPECIAL. */
 	KUNIT_EXPECT_EQ(test, w->vma->vm_flags & (VM_MIXEDMAP | VM_DONTEXPAND),
 			VM_MIXEDMAP | VM_DONTEXPAND);
 }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KUnit tests of the tags of foreign pages: they are there if, and only if, the
- * frame of another domain is mapped at the page, and as long as they are the
- * page is not handed out again.
+ * KUnit tests of the tags of foreign pages. A page has a tag if, and only if, a grant
+ * of another domain is mapped onto it. While it has a tag it is not handed out again.
  *
- * A model of the hypervisor and of the p2m fails what it is told to.
+ * Models replace the hypervisor and the p2m. They fail where a test tells them to.
  */
 
 #include <kunit/test.h>
@@ -12,23 +11,23 @@
 #define TAG_PAGES 4
 
 /**
- * struct tag_world - what a test has
+ * struct tag_world - the pages and the models of a test
  * @pages: pages to map grants onto
- * @map: operations to map them, then those for the kernel's half, where there is one
- * @kmap: the latter
- * @map_status: what the operations of @map end with
- * @kmap_status: what the operations of @kmap end with
- * @retry_status: what the operations that are to be tried again end with
- * @retries: how many there were
- * @p2m_fails: there is no memory for the p2m entry of the page
- * @map_ret: what the first hypercall returns
- * @p2m_ret: what setting up the p2m returns, of all pages
- * @hypercalls: how many there were
- * @p2m_calls: how often the p2m was to be set up
- * @p2m: there is a p2m entry for the page
- * @freed: pages that were handed out for others to use
- * @freed_count: how many
- * @free_calls: in how many calls
+ * @map: operations that map them, followed by those of the kernel's half
+ * @kmap: the operations of the kernel's half, in @map
+ * @map_status: the status that the model gives to each operation of @map
+ * @kmap_status: the status that the model gives to each operation of @kmap
+ * @retry_status: the status of each operation that is tried again
+ * @retries: how many operations were tried again
+ * @p2m_fails: for each page, whether there is no memory for its p2m entry
+ * @map_ret: what the hypercall that maps returns
+ * @p2m_ret: what setting up the p2m returns, for all pages
+ * @hypercalls: how many hypercalls there were
+ * @p2m_calls: how often the p2m was set up
+ * @p2m: for each page, whether it has a p2m entry
+ * @freed: the pages that were freed
+ * @freed_count: how many pages were freed
+ * @free_calls: how many calls freed them
  */
 struct tag_world {
 	struct page *pages[TAG_PAGES];
@@ -53,7 +52,7 @@ struct tag_world {
 
 static domid_t tag_domid(unsigned int i)
 {
-	/* The largest one of a guest, to see that nothing of it is cut off. */
+	/* The largest domain IDs of guests, to see that no bit of them is cut off. */
 	return DOMID_FIRST_RESERVED - 1 - i;
 }
 
@@ -168,7 +167,7 @@ static void expect_tag(struct kunit *test, unsigned int i)
 	KUNIT_EXPECT_EQ_MSG(test, foreign->gref, tag_gref(i), "page %u", i);
 }
 
-/* What there is of the page's private data, wherever it is. */
+/* The page's private data, tagged or not, wherever it is. */
 static struct xen_page_foreign private_data(struct page *page)
 {
 #if BITS_PER_LONG < 64
@@ -318,8 +317,8 @@ static void no_page_is_tagged_when_the_p2m_cannot_be_set_up(struct kunit *test)
 /* --- private data */
 
 /*
- * With 32 bits it is memory of its own, which has to be there for as long as the
- * page may be mapped onto, tagged or not. With 64 bits it is in struct page.
+ * On 32 bits the private data is memory of its own. It has to be there as long as
+ * grants may be mapped onto the page, tagged or not. On 64 bits it is in struct page.
  */
 static void private_data_outlasts_the_tag(struct kunit *test)
 {
@@ -340,7 +339,7 @@ static void private_data_outlasts_the_tag(struct kunit *test)
 	expect_tag(test, 0);
 }
 
-/* In the swap cache and in files the bit means something else, and so does the data. */
+/* In pages of files and of the swap cache, the bit and the data mean something else. */
 static void pages_that_are_cached_are_not_foreign(struct kunit *test)
 {
 	struct tag_world *w = test->priv;
@@ -365,7 +364,7 @@ static void private_data_is_dropped_once(struct kunit *test)
 	gnttab_pages_clear_private(TAG_PAGES, w->pages);
 	for (unsigned int i = 0; i < TAG_PAGES; i++)
 		KUNIT_EXPECT_FALSE(test, PagePrivate(w->pages[i]));
-	/* With 32 bits it would be freed twice. */
+	/* On 32 bits a mistake would free it twice. */
 	gnttab_pages_clear_private(TAG_PAGES, w->pages);
 }
 
@@ -386,7 +385,7 @@ static void foreign_page_is_not_freed(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, w->freed[1], w->pages[1]);
 	KUNIT_EXPECT_PTR_EQ(test, w->freed[2], w->pages[3]);
 	KUNIT_EXPECT_FALSE(test, PagePrivate(w->pages[0]));
-	/* It can still be told whose it is. */
+	/* The tag still tells whose frame it is. */
 	KUNIT_EXPECT_TRUE(test, PagePrivate(w->pages[2]));
 	expect_tag(test, 2);
 }

@@ -4,7 +4,7 @@
  * (not with CONFIG_XEN_UNPOPULATED_ALLOC), mapping grants takes memory away from
  * the domain when the balloon has no page left. The domain gets it back, up to
  * its target, when the grants are unmapped, whatever the balloon driver has tried
- * in between. And the target stays what it was set to.
+ * in between. The target stays as it was set.
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -149,7 +149,7 @@ FIXTURE_SETUP(balloon)
 
 FIXTURE_TEARDOWN(balloon)
 {
-	/* Not to the old one at once, which the driver might take for no change. */
+	/* Not to the old target at once: the driver might take that for no change. */
 	if (target_kb() != self->kb || memory_kb() != self->kb) {
 		set_target(self->kb - KB(1024));
 		set_target(self->kb);
@@ -165,7 +165,7 @@ TEST_F(balloon, memory_comes_back_although_the_balloon_was_empty)
 	ASSERT_TRUE(map_times(env->gntdev, env->grants.ref, MAPS, m));
 	EXPECT_EQ(self->kb - KB(MAPS * MAX_GRANTS), memory_kb());
 	EXPECT_EQ(0, balloon_kb());
-	/* It cannot do anything now. */
+	/* The balloon driver cannot reach the target now. */
 	ASSERT_TRUE(set_target(self->kb));
 	EXPECT_EQ(self->kb - KB(MAPS * MAX_GRANTS), memory_kb());
 
@@ -176,7 +176,7 @@ TEST_F(balloon, memory_comes_back_although_the_balloon_was_empty)
 	EXPECT_EQ(self->kb, target_kb());
 }
 
-/* The same without all grants being unmapped: what is free comes back. */
+/* The same while other grants stay mapped: the memory of free pages comes back. */
 TEST_F(balloon, memory_comes_back_with_each_mapping_that_goes)
 {
 	const struct xen_env *env = &self->env;
@@ -195,7 +195,7 @@ TEST_F(balloon, memory_comes_back_with_each_mapping_that_goes)
 	}
 }
 
-/* There is more memory in the domain than it is to have. */
+/* The domain has more memory than its target. */
 TEST_F(balloon, target_stays_while_grants_take_more_than_the_balloon_has)
 {
 	const struct xen_env *env = &self->env;
@@ -217,7 +217,7 @@ TEST_F(balloon, target_stays_while_grants_take_more_than_the_balloon_has)
 	EXPECT_EQ(less, target_kb());
 }
 
-/* More than there can be is cut down to what there can be, as ever. */
+/* A target that cannot be reached is cut down to what can, as it always was. */
 TEST_F(balloon, target_above_all_memory_is_cut_down_to_it)
 {
 	const struct xen_env *env = &self->env;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Ways to do direct I/O, on a disk that is made for the test: a loop device
- * on a memfd, so what is on the disk can be seen and set without the block
- * layer. All by system calls, to need no library.
+ * Ways to do direct I/O, on a disk that is made for the test. The disk is a loop
+ * device on a memfd, so a test can read and set its contents without the block
+ * layer. Everything is done by system calls, to need no library.
  */
 #ifndef XEN_DIRECT_IO_H
 #define XEN_DIRECT_IO_H
@@ -26,12 +26,12 @@
 #define DISK_SIZE	0x100000
 
 struct disk {
-	int memfd;	/* what is on the disk */
+	int memfd;	/* the contents of the disk */
 	int fd;		/* the disk, opened for direct I/O */
 	char path[32];
 };
 
-/* Linear on a disk; while it is suspended, I/O to it stays in flight. */
+/* A linear mapping of a disk. While it is suspended, I/O to it stays in flight. */
 struct dm_disk {
 	int control;
 	int fd;
@@ -54,7 +54,7 @@ static inline int disk_open(struct disk *d)
 	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (control < 0)
 		return -1;
-	do {	/* Someone else may take the free one. */
+	do {	/* Somebody else may take the free one first. */
 		if (loop >= 0)
 			close(loop);
 		number = ioctl(control, LOOP_CTL_GET_FREE);
@@ -97,7 +97,7 @@ static inline int dm_request(struct dm_disk *dm, unsigned long cmd,
 	return ioctl(dm->control, cmd, req);
 }
 
-/* Without a flush: what is in flight stays there. */
+/* There is no flush, so I/O stays in flight. */
 static inline int dm_suspend(struct dm_disk *dm)
 {
 	struct dm_request req = { };
@@ -138,7 +138,7 @@ static inline int dm_open(struct dm_disk *dm, const struct disk *d)
 	return dm->fd < 0 ? -1 : 0;
 }
 
-/* Resumes first: nothing could end while I/O is in flight. */
+/* Resume the device first: while it is suspended, I/O in flight cannot end. */
 static inline void dm_close(struct dm_disk *dm)
 {
 	struct dm_request req = { };
@@ -230,7 +230,7 @@ struct uring {
 	size_t ring_size;
 };
 
-/* With @buf, register it: the ring holds its pages until it is closed. */
+/* If there is @buf, register it. The ring holds its pages until the ring is closed. */
 static inline int uring_open(struct uring *u, void *buf, size_t len)
 {
 	struct iovec iov = { .iov_base = buf, .iov_len = len };
@@ -268,7 +268,7 @@ static inline int uring_open(struct uring *u, void *buf, size_t len)
 	return 0;
 }
 
-/* To close a ring releases its buffers at some later time: do that now. */
+/* Closing a ring releases its buffers only some time later, so do that first. */
 static inline void uring_close(struct uring *u)
 {
 	if (u->registered)

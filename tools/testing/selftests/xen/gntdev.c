@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory mapped from grants: it can be shared, used for I/O, and let go of
- * while it is in use.
+ * Memory mapped from grants can be shared, used for I/O, and unmapped while it is
+ * in use.
  *
- * To be in use is to be held by the kernel for someone: by a pipe, a
- * long-term pin, a registered buffer, or direct I/O that has not ended.
+ * A page is in use while the kernel holds it for somebody: in a pipe, under a
+ * long-term pin, in a registered buffer, or for direct I/O that has not ended.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -100,7 +100,7 @@ TEST_F(gntdev, process_vm_readv_and_writev_reach_the_granting_side)
 	if (process_vm_readv(getpid(), &local, 1, &local, 1, 0) < 0)
 		SKIP(return, "process_vm_readv(): %s", strerror(errno));
 
-	/* From a process that does not map the grants itself */
+	/* The same from a process that does not map the grants itself */
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
@@ -120,7 +120,7 @@ TEST_F(gntdev, process_vm_readv_and_writev_reach_the_granting_side)
 	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 }
 
-/* Let go while in use */
+/* Unmapping pages that are in use */
 
 TEST_F(gntdev, munmap_with_page_in_pipe_keeps_data)
 {
@@ -268,7 +268,7 @@ TEST_F(gntdev, munmap_of_a_held_hole_then_of_the_rest)
 	for (i = 0; i < 8; i++)
 		EXPECT_TRUE(mapped(i));
 
-	/* What is left can be used, on either side of the hole. */
+	/* The rest can be used, on either side of the hole. */
 	fill_page(page(mem, 2), 102);
 	fill_page(page(mem, 5), 105);
 	EXPECT_TRUE(page_holds(granted(2), 102));
@@ -290,9 +290,9 @@ TEST_F(gntdev, munmap_of_a_held_hole_then_of_the_rest)
 }
 
 /*
- * gntalloc makes one grant of a page. A second one of the same page is made
- * here, by writing the page's frame into another entry of the grant table.
- * Not before that entry is mapped does Xen look at it.
+ * gntalloc makes one grant of a page. The test makes a second one of the same page,
+ * by writing the page's frame into another entry of the grant table. Xen does not
+ * look at that entry until it is mapped.
  */
 TEST_F(gntdev, frame_granted_twice_is_held_through_one_reference_only)
 {
@@ -348,8 +348,9 @@ TEST_F(gntdev, grant_mapped_twice_is_held_through_both_mappings)
 }
 
 /*
- * Two threads drop the same mapping at the same time, again and again: each
- * grant is unmapped once, whoever comes first. Takes two CPUs to mean anything.
+ * Two threads drop the same mapping at the same time, again and again. Each grant is
+ * unmapped once, whichever thread comes first. The test needs two CPUs to mean
+ * anything.
  */
 #define NR_DROPS	300
 
@@ -401,8 +402,8 @@ TEST_F_TIMEOUT(gntdev, two_threads_drop_the_same_mapping, 120)
 }
 
 /*
- * Many mappings at a time, each of a random range of the grants; a random
- * part of each is held, and munmapped and let go of in random order.
+ * There are many mappings at a time, each of a random range of the grants. A random
+ * part of each is held. They are munmapped and released in random order.
  */
 #define NR_MAPS		1000
 #define NR_SLOTS	32
@@ -503,12 +504,12 @@ TEST_F_TIMEOUT(gntdev, random_ranges_held_and_released, 300)
 	}
 }
 
-/* Another mapping takes the place of one whose pages are held. */
+/* Another mapping takes the place of one whose pages are held */
 
 #define NR_OLD		8
 #define HELD_FIRST	2
 #define NR_HELD		4
-/* The grants of the mapping that comes */
+/* The first grant of the new mapping */
 #define NEW_FIRST	16
 
 FIXTURE(map_over)
@@ -521,7 +522,7 @@ FIXTURE(map_over)
 	char copy[PAGE_SIZE];
 };
 
-/* What of the old mapping it covers */
+/* The part of the old mapping that the new one covers */
 FIXTURE_VARIANT(map_over)
 {
 	unsigned int first, count;
@@ -559,7 +560,7 @@ static bool is_held(unsigned int i)
 	return i >= HELD_FIRST && i < HELD_FIRST + NR_HELD;
 }
 
-/* What the pipe holds is the pages of the old mapping. */
+/* The pipe holds the pages of the old mapping. */
 static bool drain_old(const int *pipe, void *copy)
 {
 	unsigned int i;
@@ -591,7 +592,7 @@ TEST_F(map_over, held_pages_keeps_both)
 				       over ? NEW_FIRST + i - first : i));
 	}
 
-	/* By the address, the new pages are found. */
+	/* A lookup by the address finds the new pages. */
 	ASSERT_TRUE(hold(self->other, new, count));
 	for (i = 0; i < count; i++) {
 		ASSERT_TRUE(drain(self->other, self->copy));
@@ -608,7 +609,7 @@ TEST_F(map_over, held_pages_keeps_both)
 		EXPECT_TRUE(wait_for(!mapped(i) && !mapped(NEW_FIRST + i)));
 }
 
-/* mmap() unmaps what is there before it asks the driver. */
+/* mmap() unmaps the old mapping before it calls the driver. */
 TEST_F(map_over, held_pages_that_fails_keeps_them)
 {
 	unsigned int i, first = variant->first, count = variant->count;
@@ -629,7 +630,7 @@ TEST_F(map_over, held_pages_that_fails_keeps_them)
 	for (i = 0; i < count; i++)
 		EXPECT_TRUE(wait_for(!mapped(NEW_FIRST + i)));
 
-	/* In the hole something else can be mapped. */
+	/* Something else can be mapped into the hole. */
 	ASSERT_EQ(new, map_at(new, self->env.gntdev, self->ref + NEW_FIRST, count));
 	EXPECT_TRUE(page_holds(page(new, count - 1), NEW_FIRST + count - 1));
 	ASSERT_TRUE(drain_old(self->pipe, self->copy));
@@ -829,7 +830,7 @@ TEST_F(in_flight, munmap_under_read_keeps_data)
 	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, ref)));
 }
 
-/* The mapping process ends while a pipe of another holds its pages. */
+/* The process that maps ends while a pipe of another one holds its pages. */
 
 #define MAX_MAPPERS	2
 
@@ -875,7 +876,7 @@ FIXTURE_TEARDOWN(end_of_process)
 	xen_env_teardown(_metadata, &self->env);
 }
 
-/* A process that maps @count grants, and has put the last page in the pipe. */
+/* Start a process that maps @count grants, and puts the last page into the pipe. */
 static bool mapper_start(struct mapper *m, const grant_ref_t *ref,
 			 unsigned int count)
 {
@@ -883,7 +884,7 @@ static bool mapper_start(struct mapper *m, const grant_ref_t *ref,
 
 	m->pid = fork();
 	if (!m->pid) {
-		/* Not by the open file that it shares with its parent */
+		/* Not the open file that it shares with its parent */
 		int fd = open("/dev/xen/gntdev", O_RDWR);
 		void *mem = gntdev_map(fd, ref, count, RW);
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Everything that a process, or the kernel, may do to memory that is mapped from
- * grants: what it returns, and what becomes of the mapping. One of its pages is in
- * use meanwhile. What a kernel lacks is skipped.
+ * grants. A table says what each call returns, and what becomes of the mapping. One
+ * page of the mapping is in use meanwhile. Calls that a kernel lacks are skipped.
  *
- * Where a call is refused, nothing of the mapping is gone.
+ * A call that is refused leaves the whole mapping in place.
  *
- * With XEN_SELFTEST_IDLE in the environment no page is in use: for kernels that do
- * not survive the end of a mapping otherwise.
+ * With XEN_SELFTEST_IDLE in the environment no page is in use. This is for kernels
+ * that do not survive the end of a mapping otherwise.
  */
 #include <limits.h>
 #include <sched.h>
@@ -145,7 +145,7 @@ TEST_F_TIMEOUT(call, is_as_the_table_says, 120)
 	EXPECT_EQ(variant->error, error);
 	EXPECT_TRUE(has_fate(&self->map, variant->fate));
 
-	/* Whoever held a page has it. */
+	/* The pipe has its page, with the data, whatever became of the mapping. */
 	if (!self->map.held)
 		return;
 	EXPECT_TRUE(drain(self->map.pipe, copy));
@@ -163,7 +163,7 @@ static int result(long ret)
 	return errno == ENOSYS ? LACKING : -errno;
 }
 
-/* Another process does it, for which this one is somebody else. */
+/* Do it in a child, which treats this process as another one. */
 static int in_child(int (*run)(struct mapping *map, long arg), struct mapping *map,
 		    long arg)
 {
@@ -185,7 +185,7 @@ static int open_proc(pid_t pid, const char *name, int flags)
 	return open(path, flags | O_CLOEXEC);
 }
 
-/* Is it there, and can be read to its end? */
+/* Read an open file to its end. */
 static int read_all(int fd)
 {
 	char buf[PAGE_SIZE];
@@ -226,7 +226,7 @@ static int run_madvise(struct mapping *map, long advice)
 	return result(madvise(map->mem, SIZE, advice));
 }
 
-/* What a kernel lacks it refuses for any memory. */
+/* A kernel that does not know an advice refuses it for any memory. */
 static int run_madvise_if_known(struct mapping *map, long advice)
 {
 	char *other = anonymous(SIZE);
@@ -236,7 +236,7 @@ static int run_madvise_if_known(struct mapping *map, long advice)
 	return run_madvise(map, advice);
 }
 
-/* For those who may do so, where the kernel deals with memory that fails */
+/* This needs privileges, and a kernel that deals with memory failures. */
 static int run_madvise_poison(struct mapping *map, long advice)
 {
 	if (access("/proc/sys/vm/memory_failure_recovery", F_OK))
@@ -342,7 +342,7 @@ static int run_pkey_mprotect_key(struct mapping *map, long prot)
 {
 	int key = syscall(__NR_pkey_alloc, 0, 0);
 
-	/* The processor may have none. */
+	/* The processor may have no protection keys. */
 	if (key < 0)
 		return LACKING;
 	return result(syscall(__NR_pkey_mprotect, map->mem, SIZE, prot, key));
@@ -418,7 +418,7 @@ static int run_munmap(struct mapping *map, long arg)
 
 CALL(munmap_half) { run_munmap, 0, 0, HALF };
 
-/* A sealed mapping stays for as long as the process. */
+/* A sealed mapping stays as long as its process. */
 static int seal(struct mapping *map, long arg)
 {
 	const grant_ref_t *ref = map->env->grants.ref + NR_PAGES;
@@ -542,7 +542,7 @@ CALL(process_vm) { run_self, (long)copy_by_vm, 0, KEPT, "CROSS_MEMORY_ATTACH" };
 CALL(process_vm_of_another) { run_other, (long)copy_by_vm, 0, KEPT, "CROSS_MEMORY_ATTACH" };
 CALL(ptrace) { run_other, (long)copy_by_ptrace, 0, KEPT };
 
-/* The page goes to a pipe; a file or another pipe gets it from there. */
+/* The page goes to a pipe. A file or another pipe gets it from there. */
 static int run_vmsplice(struct mapping *map, long flags)
 {
 	struct iovec iov = { page(map->mem, 4), PAGE_SIZE };
@@ -587,7 +587,7 @@ static int run_splice(struct mapping *map, long flags)
 		splice(fd[0], NULL, file, NULL, PAGE_SIZE, flags) != PAGE_SIZE ? -errno :
 		pread(file, copy, PAGE_SIZE, 0) != PAGE_SIZE ||
 		!page_holds(copy, 4) ? -EBADMSG : 0;
-	/* The file has a copy, and not the page. */
+	/* The file has a copy, not the page itself. */
 	fill_page(copy, 444);
 	if (!error && (pwrite(file, copy, PAGE_SIZE, 0) != PAGE_SIZE ||
 		       !page_holds(page(map->mem, 4), 4)))
@@ -692,7 +692,7 @@ static int run_uffd_writeprotect(struct mapping *map, long arg)
 	return fd < 0 ? LACKING : result(ioctl(fd, UFFDIO_WRITEPROTECT, &op));
 }
 
-/* Over a mapping that is not registered, as this one cannot be */
+/* Fill a range that is not registered: this mapping cannot be. */
 static int run_uffd_zeropage(struct mapping *map, long arg)
 {
 	struct uffdio_zeropage op = { .range = { (unsigned long)map->mem, SIZE } };
@@ -701,7 +701,7 @@ static int run_uffd_zeropage(struct mapping *map, long arg)
 	return fd < 0 ? LACKING : result(ioctl(fd, UFFDIO_ZEROPAGE, &op));
 }
 
-/* Out of the mapping, to one that is registered */
+/* Move pages out of the mapping, to one that is registered. */
 static int run_uffd_move(struct mapping *map, long arg)
 {
 	char *target = mmap(NULL, SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -748,7 +748,7 @@ static int scan(struct mapping *map, long flags)
 	return error == -ENOTTY ? LACKING : error;
 }
 
-/* No look at what it is: with these it writes all that it finds. */
+/* Without a vector the scan protects all pages, whatever they are. */
 static int scan_without_vector(struct mapping *map, long arg)
 {
 	struct pm_scan_arg op = {
@@ -966,7 +966,7 @@ CALL(ksm) { run_ksm, 0, 0, KEPT, "KSM" };
 
 #define NUMA_BALANCING "/proc/sys/kernel/numa_balancing"
 
-/* How often it has looked at all memory of this process, or -1 */
+/* How often NUMA balancing has looked at all memory of this process, or -1 */
 static long numa_scans(void)
 {
 	FILE *file = fopen("/proc/self/sched", "r");
@@ -980,7 +980,7 @@ static long numa_scans(void)
 	return scans;
 }
 
-/* It works in the process itself, while that uses a CPU. */
+/* NUMA balancing works in the process itself, while that uses a CPU. */
 static int run_numa_balancing(struct mapping *map, long arg)
 {
 	long before = read_number(NUMA_BALANCING), scans = numa_scans();
@@ -1017,7 +1017,7 @@ static int run_lru_gen(struct mapping *map, long arg)
 		if (memcg < 0 || node < 0 || youngest < 3)
 			continue;
 		snprintf(command, sizeof(command), "+ %d %d %lu 1 1", memcg, node, youngest);
-		/* A generation that is not the last one is refused. */
+		/* The kernel refuses a generation that is not the youngest. */
 		if (!write_string(LRU_GEN, command))
 			error = 0;
 	}
@@ -1072,12 +1072,12 @@ static int reclaim_in(const char *group)
 	error = write_string(path, pid);
 	if (error)
 		return error;
-	/* There is to be something to reclaim. */
+	/* Have something to reclaim. */
 	if (!anonymous(256 * PAGE_SIZE))
 		return -ENOMEM;
 	snprintf(path, sizeof(path), "%s/memory.reclaim", group);
 	error = write_string(path, "1M");
-	/* All has been tried then. */
+	/* -EAGAIN: all memory was tried, which is enough. */
 	return error == -EAGAIN ? 0 : error;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What /dev/xen/gntdev answers to wrong input: the documented error, and
- * nothing is left behind. The latter is checked at the end of each test.
+ * /dev/xen/gntdev answers wrong input with the documented error, and leaves nothing
+ * behind. The end of each test checks the latter.
  */
 #include <sched.h>
 #include <signal.h>
@@ -156,7 +156,7 @@ TEST_F(gntdev_ioctl, map_grant_ref_that_cannot_return_its_index_under_race)
 
 /* mmap() */
 
-/* Whether mmap() says that there is no such grant, and maps nothing */
+/* Does mmap() say that there is no such grant, and map nothing? */
 static bool cannot_map(int fd, domid_t domid, const grant_ref_t *ref,
 		       unsigned int count)
 {
@@ -257,7 +257,7 @@ TEST_F(gntdev_ioctl, mmap_of_wrong_size_or_offset)
 	EXPECT_ERRNO(EINVAL, mmap(NULL, PAGE_SIZE, RW, MAP_SHARED,
 				  self->fd, index + PAGE_SIZE));
 
-	/* None of that used it up. */
+	/* After all that the map can still be mapped. */
 	mem = mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, self->fd, index);
 	ASSERT_NE(MAP_FAILED, mem);
 	EXPECT_TRUE(page_holds(mem, 0));
@@ -485,7 +485,7 @@ static bool open_channel(int *fd, __u32 *to)
 }
 
 /*
- * The peer waits for the event, and must not have to wait for those who hold the
+ * The peer waits for the event. It must not have to wait for anybody who holds the
  * pages.
  */
 TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
@@ -508,7 +508,7 @@ TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
 	self->mem[5] = 'x';
 	ASSERT_TRUE(hold(pipe_fd, page(mem, 1), 1));
 
-	/* The map is in the file still. */
+	/* The file still has the map. */
 	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 	EXPECT_FALSE(event_came(channel[0], 0));
 	EXPECT_EQ(0, gntdev_remove(self->fd, index, 2));
@@ -516,7 +516,7 @@ TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
 	EXPECT_EQ(0, self->mem[5]);
 	EXPECT_TRUE(grant_mapped(&self->env.table, self->ref[1]));
 
-	/* It comes once. */
+	/* The event comes only once. */
 	EXPECT_TRUE(drain(pipe_fd, copy));
 	EXPECT_TRUE(page_holds(copy, 1));
 	EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table, self->ref[1])));
@@ -542,8 +542,8 @@ TEST_F(gntdev_ioctl, clear_byte_of_page_that_was_not_mapped)
 }
 
 /*
- * The second grant cannot be mapped at first. The process goes on, so the peer is
- * not to be told that it has ended.
+ * At first the second grant cannot be mapped. The process goes on, so the peer must
+ * not be told that it has ended.
  */
 TEST_F(gntdev_ioctl, clear_byte_waits_for_the_end_of_a_mapping_that_succeeded)
 {
@@ -582,7 +582,7 @@ TEST_F(gntdev_ioctl, clear_byte_of_read_only_mapping)
 	EXPECT_TRUE(page_holds(self->mem, 0));
 }
 
-/* Asked for before it is known that the mapping is read-only */
+/* The notification is set before it is known that the mapping is read-only. */
 TEST_F(gntdev_ioctl, clear_byte_of_mapping_that_becomes_read_only)
 {
 	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
@@ -713,7 +713,7 @@ TEST_F(gntdev_ioctl, grant_copy_with_bad_pointers)
 	segment = copy_to(self->ref[0], self->no_access);
 	EXPECT_ERRNO(EFAULT, grant_copy(self->fd, &segment, 1));
 
-	/* The second segment cannot be read, then the status not be written. */
+	/* First the second segment cannot be read, then a status cannot be written. */
 	edge[-1] = copy_to(self->ref[1], self->edge);
 	EXPECT_ERRNO(EFAULT, grant_copy(self->fd, edge - 1, 2));
 	ASSERT_EQ(0, mprotect(self->edge, PAGE_SIZE, PROT_READ));
@@ -733,7 +733,7 @@ static bool has_dmabuf(int fd)
 	return errno != ENOTTY;
 }
 
-/* On PV this refuses every input, but it must not do anything else either. */
+/* On PV this refuses every input. It must not do anything else, either. */
 TEST_F(gntdev_ioctl, dmabuf_exp_from_refs_of_no_or_too_many_grants)
 {
 	struct ioctl_gntdev_dmabuf_exp_from_refs op = { .domid = DOM0 };
@@ -780,7 +780,7 @@ TEST_F(gntdev_ioctl, dmabuf_imp_to_refs_of_wrong_input)
 	EXPECT_ERRNO(EINVAL, ioctl(self->fd, IOCTL_GNTDEV_DMABUF_IMP_TO_REFS,
 				   &op));
 
-	/* Not a dma-buf, then no file at all */
+	/* First a file that is no dma-buf, then no file at all */
 	op.count = 1;
 	EXPECT_ERRNO(EINVAL, ioctl(self->fd, IOCTL_GNTDEV_DMABUF_IMP_TO_REFS,
 				   &op));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The OOM killer takes a process that maps grants, shared and private, while a
- * pipe of another process holds some of their pages. They stay what they are,
- * and everything is unmapped in the end.
+ * pipe of another process holds some of their pages. These pages keep their data,
+ * and all grants are unmapped in the end.
  *
  * The OOM reaper takes private memory away from a process that does not end. It
  * cannot take grants away: unmapping them sleeps.
@@ -22,7 +22,7 @@
 #define HALF		(NR_PAGES / 2)
 /* The pages at the end of each half are held. */
 #define NR_HELD		2
-/* What the granting side writes once the process is no more */
+/* What the granting side writes once the process has gone */
 #define REWRITTEN	100
 
 FIXTURE(oom)
@@ -91,10 +91,10 @@ FIXTURE_TEARDOWN(oom)
 	xen_env_teardown(_metadata, &self->env);
 }
 
-/* The process that is to be killed. It stops when all is held. */
+/* The process to be killed. It stops when the pipe holds its pages. */
 static void map_and_wait(const int *pipe, const grant_ref_t *ref, int disk)
 {
-	/* Not the open file of the parent's */
+	/* Not the open file that it shares with its parent */
 	int fd = open("/dev/xen/gntdev", O_RDWR);
 	size_t held = (HALF - NR_HELD) * PAGE_SIZE;
 	aio_context_t ctx = 0;
@@ -165,11 +165,11 @@ TEST_F_TIMEOUT(oom, killed_process_leaves_held_pages, LONG_S)
 	snprintf(killed, sizeof(killed), "Killed process %d ", self->pid);
 	ASSERT_TRUE(kmsg_wait(self->kmsg, killed));
 	if (variant->waits) {
-		/* Since then it has tried to take the private mapping away. */
+		/* By then the OOM reaper has tried to take the private mapping away. */
 		snprintf(unable, sizeof(unable),
 			 "oom_reaper: unable to reap pid:%d ", self->pid);
 		ASSERT_TRUE(kmsg_wait(self->kmsg, unable));
-		/* It shows where the process is then, which is still there. */
+		/* Next it shows where the process is, which has not ended yet. */
 		ASSERT_TRUE(kmsg_wait(self->kmsg, "</TASK>"));
 		for (i = 0; i < NR_PAGES; i++)
 			EXPECT_TRUE(mapped(i));

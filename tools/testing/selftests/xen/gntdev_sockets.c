@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Granted pages in the queues of sockets when the process that mapped them
- * unmaps them, exits or is killed: the receiver gets what is in the pages, and
- * not before that are the grants unmapped.
+ * Granted pages are in the queues of sockets when the process that mapped them
+ * unmaps them, exits or is killed. The receiver gets the data of the pages, and the
+ * grants are not unmapped before that.
  *
- * The granting side writes the pages anew once they are unmapped. So what is
- * received tells whether the queue holds the pages or has copied them.
+ * The granting side writes the pages anew once they are unmapped. So the data that
+ * arrives tells whether the queue holds the pages or has copied them.
  */
 #include <sched.h>
 #include <signal.h>
@@ -20,10 +20,10 @@
 
 #define RW		(PROT_READ | PROT_WRITE)
 
-/* On a slow machine it takes long, but not for ever. */
+/* On a slow machine tests take long, but not for ever. */
 #define LONG_S		120
 
-/* So many pages are sent. One datagram and one pipe can have them all. */
+/* How many pages are sent. One datagram can have them all, and so can one pipe. */
 #define NR_PAGES	8
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 /* What the granting side writes while the pages are in the queue */
@@ -54,7 +54,7 @@ enum end { MUNMAP, EXIT, KILL };
 #define SNDBUF		(1024 * 1024)
 #define RCVBUF		(32 * 1024)
 
-/* One way from the process that maps to the one that receives */
+/* A connection from the process that maps to the one that receives */
 struct way {
 	enum queue queue;
 	int from, to;
@@ -145,7 +145,7 @@ static void way_close(struct way *w)
 	close_end(&w->to);
 }
 
-/* Make the queue of the socket have the pages themselves. */
+/* Put the pages themselves into the queue of the socket. */
 static bool splice_pages(int sock, void *mem)
 {
 	size_t left = SIZE;
@@ -237,7 +237,7 @@ static bool way_send(const struct way *w, void *mem)
 					unsent >= SIZE));
 }
 
-/* Until it is all there. What is unsent is not. */
+/* Wait until all data has arrived, unless it is to stay unsent. */
 static bool way_arrived(const struct way *w)
 {
 	int len = 0;
@@ -259,7 +259,7 @@ static bool read_all(int fd, char *to, size_t len)
 	return true;
 }
 
-/* A packet from this CPU to itself */
+/* Send a packet from this CPU to itself. */
 static bool receive_packet(void)
 {
 	struct sockaddr_in addr = {
@@ -280,9 +280,9 @@ static bool receive_packet(void)
 
 /*
  * A buffer that was read from a socket, or was in one that is closed, goes back to
- * the CPU that allocated it, which frees it when it receives something
- * (net.core.skb_defer_max): with TCP on all kernels, with UDP on newer ones. On a
- * machine that does nothing else this may take for ever.
+ * the CPU that allocated it. This CPU frees it when it receives something
+ * (net.core.skb_defer_max), which may take for ever on a machine that does nothing
+ * else. All kernels do so with TCP, newer ones with UDP, too.
  */
 static bool receive_on_all_cpus(void)
 {
@@ -325,7 +325,7 @@ static bool way_receive(struct way *w, char *copy)
 	}
 }
 
-/* The pages that wait to be unmapped, -1 if the kernel does not tell */
+/* How many pages wait to be unmapped, or -1 if the kernel does not tell */
 static long waiting(void)
 {
 	FILE *file = fopen("/sys/kernel/debug/xen/grant_unmap/stats", "r");
@@ -344,7 +344,7 @@ static long waiting(void)
 	return pages;
 }
 
-/* A process that maps and sends, and what this one receives */
+/* A process that maps and sends, and the data that this one receives */
 struct sender {
 	struct way way;
 	pid_t pid;
@@ -401,7 +401,7 @@ FIXTURE_TEARDOWN(queue)
 /* The process that maps: it stops when the pages are sent, and when they are unmapped. */
 static void map_and_send(struct way *w, const grant_ref_t *ref, enum end end)
 {
-	/* Not the open file of the parent's */
+	/* Not the open file that it shares with its parent */
 	int fd = open("/dev/xen/gntdev", O_RDWR);
 	void *mem = gntdev_map(fd, ref, NR_PAGES, RW);
 
@@ -516,7 +516,7 @@ TEST_F_TIMEOUT(queue, that_is_closed_lets_go_of_pages, LONG_S)
 	unsigned int i;
 
 	for (queue = PIPE; queue < NR_QUEUES; queue++) {
-		/* The process that has munmapped has the pipe's other end. */
+		/* The process that has munmapped still has the pipe's other end. */
 		if (queue == PIPE && variant->end == MUNMAP)
 			continue;
 		ASSERT_TRUE(way_open(&s->way, queue));
@@ -552,7 +552,7 @@ FIXTURE_TEARDOWN(sockets)
 	xen_env_teardown(_metadata, &self->env);
 }
 
-/* Does the socket tell that it is done with what MSG_ZEROCOPY has sent? */
+/* Does the socket tell that it is done with the pages of MSG_ZEROCOPY? */
 static bool zerocopy_done(int sock)
 {
 	char control[128];
@@ -589,8 +589,8 @@ TEST_F(sockets, zerocopy_completes_after_munmap)
 }
 
 /*
- * Nobody but the queue of a socket has the socket any more, so nobody will read
- * it: the kernel finds that out and closes it, and the files in the queue. One of
+ * Only its own queue refers to a socket any more, so nobody will ever read it. The
+ * kernel finds that out, and closes the socket and the files in its queue. One of
  * them is gntdev's.
  */
 TEST_F(sockets, pages_in_a_queue_that_refers_to_itself_are_unmapped)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Pages that are in use when their mapping goes away wait in a queue of the
- * kernel's, and their grants are unmapped once they are not. What waits can be
- * seen, neither close() nor the end of a process waits for it, the module stays
- * for it, and neither races nor a lack of memory lose any of it.
+ * Pages that are in use when their mapping goes away wait in a queue of the kernel.
+ * Their grants are unmapped once the pages are idle. The kernel lists the pages that
+ * wait. They keep the module loaded, but neither close() nor the end of a process
+ * waits for them. No page is lost by a race or by a lack of memory.
  *
- * XEN_SELFTEST_SEED and XEN_SELFTEST_ROUNDS change the random numbers, and how
- * often two threads race.
+ * XEN_SELFTEST_SEED changes the random numbers. XEN_SELFTEST_ROUNDS is how often two
+ * threads race.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -45,7 +45,7 @@ static unsigned int seed(void)
 	return seed;
 }
 
-/* What waits, as the kernel tells */
+/* The pages that wait, as the kernel lists them */
 
 #define GRANT_UNMAP	"/sys/kernel/debug/xen/grant_unmap/"
 #define MAX_WAITING	256
@@ -95,7 +95,7 @@ static int pending_count(void)
 	return pending_read(&p) ? (int)p.count : -1;
 }
 
-/* A page of this domain's that waits since process @pid has unmapped it */
+/* Find a page of grant @ref that waits since process @pid has unmapped it. */
 static const struct waiting *pending_find(const struct pending *p, pid_t pid,
 					  grant_ref_t ref)
 {
@@ -166,7 +166,7 @@ static int kmsg_open(void)
 	return fd;
 }
 
-/* Wait for the next line that has both in it, for so long. */
+/* Wait up to @timeout_ms for the next line that has both @what and @which in it. */
 static bool kmsg_wait(int kmsg, const char *what, const char *which,
 		      unsigned int timeout_ms)
 {
@@ -192,7 +192,7 @@ static bool kmsg_wait(int kmsg, const char *what, const char *which,
 	}
 }
 
-/* How the kernel calls a page of this process that is in use */
+/* How the kernel log names a page of process @pid that is in use */
 static const char *log_name(grant_ref_t ref, pid_t pid)
 {
 	static char name[64];
@@ -250,9 +250,9 @@ TEST_F(unmap, idle_pages_do_not_wait_for_a_busy_one)
 }
 
 /*
- * Behind an address is the page of that mapping, and not one of the frame: a
- * frame that is mapped by three grants has three pages, each of which has its
- * own references. See gntdev.c for how these grants are made.
+ * An address leads to the page of its own mapping. A frame that is mapped by three
+ * grants has three pages, and each page has its own references. See gntdev.c for how
+ * these grants are made.
  */
 #define NR_ALIASES	3
 
@@ -280,7 +280,7 @@ static bool aliases_map(struct aliases *a, const struct xen_env *env)
 	return true;
 }
 
-/* Direct I/O by each address, in both directions: the others see what it does. */
+/* Do direct I/O by each address, in both directions. All addresses see its data. */
 static bool aliases_io(struct aliases *a, __u32 stamp)
 {
 	char copy[PAGE_SIZE];
@@ -347,9 +347,9 @@ TEST_F(unmap, frame_granted_three_times_has_three_pages)
 }
 
 /*
- * One map of twice as many pages as there are grants: page i and page i +
- * MAX_GRANTS are of the same grant. Each second page is held by a pipe of its
- * own. A grant is mapped as long as one of its pages is there or held.
+ * One map has twice as many pages as there are grants: page i and page i +
+ * MAX_GRANTS are of the same grant. Every other page is held by a pipe of its own. A
+ * grant stays mapped as long as one of its pages is present or held.
  */
 #define NR_SCATTERED	(2 * MAX_GRANTS)
 #define MAX_RANGE	8
@@ -384,7 +384,7 @@ static bool scattered_map(struct scattered *s, int gntdev,
 	return true;
 }
 
-/* Munmap some pages from @i on, or let go of the page. */
+/* Munmap some pages from @i on, or release page @i from its pipe. */
 static bool scattered_step(struct scattered *s, unsigned int i, void *copy)
 {
 	unsigned int count = 0, max = 1 + below(MAX_RANGE);
@@ -434,15 +434,15 @@ TEST_F_TIMEOUT(unmap, many_ranges_of_one_map_in_random_order, LONG_S)
 }
 
 /*
- * Processes that map, hold and unmap at random, until they are killed at some
- * moment: nothing stays mapped.
+ * Processes map, hold and unmap at random, until they are killed at any moment.
+ * Nothing stays mapped.
  */
 #define NR_PROCESSES	4
 #define NR_KILLS	50
 
 static void map_until_killed(const grant_ref_t *ref)
 {
-	/* A process that ends closes first what was opened last. */
+	/* When a process ends, the files that it opened last are released first. */
 	int gntdev = open("/dev/xen/gntdev", O_RDWR), pipes[2];
 	char copy[PAGE_SIZE];
 
@@ -525,11 +525,11 @@ static bool killed(pid_t pid)
 	       WIFSIGNALED(status);
 }
 
-/* That nobody waits, on a slow machine */
+/* A slow machine takes less than this, if nobody waits. */
 #define CLOSE_MS	5000
 #define IN_USE		"pages in use for more than "
 
-/* Open, map, hold, unmap: only to close is left. */
+/* Open, map, hold and unmap. Only close() is left to do. */
 static int open_with_held_page(const int *pipe, const grant_ref_t *ref)
 {
 	int fd = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
@@ -545,8 +545,8 @@ static int open_with_held_page(const int *pipe, const grant_ref_t *ref)
 }
 
 /*
- * A program with one thread serves nobody while it waits, and may hold the page
- * itself. Who waits in vain says so in the kernel log.
+ * A program with one thread can serve nobody while it waits, and it may hold the page
+ * itself. A wait that times out is reported in the kernel log.
  */
 TEST_F(unmap, close_does_not_wait_for_a_held_page)
 {
@@ -584,7 +584,7 @@ TEST_F(unmap, held_page_does_not_keep_a_killed_process)
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		/* Not the open file of the parent's */
+		/* Not the open file that it shares with its parent */
 		int fd = open("/dev/xen/gntdev", O_RDWR);
 		void *mem = gntdev_map(fd, self->ref, 1, RW);
 
@@ -605,7 +605,7 @@ TEST_F(unmap, held_page_does_not_keep_a_killed_process)
 	EXPECT_TRUE(wait_for(!mapped(0)));
 }
 
-/* What waits is listed, whoever holds it */
+/* Pages that wait are listed, whoever holds them */
 
 enum how { BY_PIPE, BY_PIN, BY_DIRECT_IO };
 
@@ -760,16 +760,16 @@ TEST_F(listed, as_long_as_they_are_held)
 		EXPECT_FALSE(mapped(i));
 }
 
-/* What a page is, by /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst) */
+/* The flags of /proc/kpageflags (Documentation/admin-guide/mm/pagemap.rst) */
 
 #define KPF(bit)	(1ULL << (bit))
 #define KPF_LRU		KPF(5)
-#define KPF_NOPAGE	KPF(20)		/* or none that the file knows */
+#define KPF_NOPAGE	KPF(20)		/* The file does not know the page. */
 #define KPF_PGTABLE	KPF(26)
 #define KPF_PRIVATE	KPF(35)		/* Grants may be mapped onto it. */
 #define KPF_FOREIGN	KPF(37)		/* owner_private */
 
-/* Only those of the above; NOPAGE if it cannot be read */
+/* Returns only the flags above, and NOPAGE if they cannot be read. */
 static __u64 page_flags(unsigned long pfn)
 {
 	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
@@ -794,7 +794,7 @@ TEST_F(listed, as_foreign_pages_until_they_are_unmapped)
 	ASSERT_TRUE(pending_read(p));
 	w = pending_find(p, getpid(), self->ref[0]);
 	ASSERT_NE(NULL, w);
-	/* Not those of unpopulated memory: CONFIG_XEN_UNPOPULATED_ALLOC */
+	/* With CONFIG_XEN_UNPOPULATED_ALLOC the file does not know the page. */
 	if (page_flags(w->pfn) == KPF_NOPAGE)
 		SKIP(return, "pages of unpopulated memory are not in /proc/kpageflags");
 	EXPECT_EQ(KPF_PRIVATE | KPF_FOREIGN, page_flags(w->pfn));
@@ -804,7 +804,7 @@ TEST_F(listed, as_foreign_pages_until_they_are_unmapped)
 	EXPECT_EQ(KPF_PRIVATE, page_flags(w->pfn));
 }
 
-/* The queue, as it can be watched */
+/* Watching the queue */
 
 #define REPORT_AFTER	"/sys/module/grant_unmap/parameters/report_after"
 
@@ -921,7 +921,7 @@ TEST_F(queue, pages_of_two_processes_are_listed)
 #define LISTED_MAPS	4
 #define LISTED		(LISTED_MAPS * MAX_GRANTS)
 
-/* How often a page is in what was read of the list: 0, 1, or 2 for more than once */
+/* How often the list, as far as it was read, has a page: 0, 1, or 2 for more than 1 */
 static unsigned int times_listed(const char *list, unsigned long pfn)
 {
 	unsigned int times = 0;
@@ -935,7 +935,7 @@ static unsigned int times_listed(const char *list, unsigned long pfn)
 	return times;
 }
 
-/* Unmap all grants once more, with their pages in a pipe. */
+/* Map all grants once more, put their pages into a pipe, and unmap them. */
 static bool hold_all_grants(int gntdev, const grant_ref_t *ref, int *pipe_fds)
 {
 	void *mem = gntdev_map(gntdev, ref, MAX_GRANTS, RW);
@@ -966,7 +966,7 @@ TEST_F(queue, list_has_each_page_once_while_others_come_and_go)
 	first_part = part;
 	length = first_part;
 
-	/* Of each mapping half of the pages go, and there is a mapping more. */
+	/* Half of the pages of each mapping go, and another mapping comes. */
 	for (i = 0; i < LISTED_MAPS; i++)
 		for (j = 0; j < MAX_GRANTS / 2; j++)
 			ASSERT_TRUE(drain(pipes[i], self->copy));
@@ -981,7 +981,7 @@ TEST_F(queue, list_has_each_page_once_while_others_come_and_go)
 	close(fd);
 	EXPECT_EQ(0, part);
 	EXPECT_LT(first_part, length);
-	/* Those that were there all the time */
+	/* These pages were in the queue all the time. */
 	for (i = 0; i < p->count; i++)
 		times[times_listed(list, p->page[i].pfn)]++;
 	EXPECT_EQ(0, times[0]);
@@ -1037,7 +1037,7 @@ TEST_F_TIMEOUT(queue, counters_grow_and_add_up, LONG_S)
 			ASSERT_TRUE(drain(self->pipe, self->copy));
 			held--;
 		}
-		/* At rest all that waits is held. */
+		/* When the queue is at rest, only pages that are held wait. */
 		EXPECT_TRUE(wait_for(pending_count() == (int)held));
 		ASSERT_TRUE(stats_grow(s));
 		EXPECT_TRUE(wait_for(stats_grow(s) &&
@@ -1054,7 +1054,7 @@ TEST_F_TIMEOUT(queue, counters_grow_and_add_up, LONG_S)
 	EXPECT_LT(first[HYPERCALLS], s[HYPERCALLS]);
 }
 
-/* Have the events of all CPUs in the order in which they happened. */
+/* Trace the events of all CPUs in the order in which they happen. */
 static int trace_open(char *instance, size_t size)
 {
 	char path[128];
@@ -1106,7 +1106,7 @@ static bool trace_next(int trace, char *event, size_t size)
 	return true;
 }
 
-/* Is it a pass, and how many pages are still in use? */
+/* Is the event a pass? If so, @left is how many pages are still in use. */
 static bool event_pass(const char *event, unsigned int *left)
 {
 	return sscanf(event, "grant_unmap_pass: attempted=%*u unmapped=%*u left=%u",
@@ -1185,7 +1185,7 @@ TEST_F_TIMEOUT(queue, page_held_for_long_is_reported_once, LONG_S)
 
 #define MODULE	"xen_gntdev"
 
-/* The file is where the one who loaded it for the tests has it. */
+/* Whoever runs the tests may say where the module's file is. */
 static const char *module_path(void)
 {
 	return getenv("XEN_SELFTEST_GNTDEV") ?: "/lib/modules/xen-gntdev.ko";
@@ -1225,7 +1225,7 @@ FIXTURE_SETUP(module)
 	xen_env_setup(_metadata, &self->env);
 	if (_metadata->exit_code)
 		return;
-	/* It has a state only if it is not built in. */
+	/* The module has a state only if it is not built in. */
 	if (access("/sys/module/" MODULE "/initstate", F_OK))
 		SKIP(return, "gntdev is built in");
 	if (access(module_path(), R_OK))
@@ -1236,7 +1236,7 @@ FIXTURE_SETUP(module)
 	self->env.gntdev = -1;
 }
 
-/* First what waits, then the module, which the tests after this one need */
+/* Settle the page that waits first, then load the module, which later tests need. */
 FIXTURE_TEARDOWN(module)
 {
 	close(self->pipe[0]);
@@ -1271,12 +1271,12 @@ TEST_F(module, stays_until_the_last_page_is_released)
 }
 
 /*
- * One thread drops the pages of a mapping one by one, another one takes
- * references to that page meanwhile, as fast as it can: what it gets is the
- * page that was granted, or nothing, and no grant stays mapped.
+ * One thread drops the pages of a mapping one by one. Meanwhile another one takes
+ * references to the same page, as fast as it can. It gets the page that was granted,
+ * or nothing, and no grant stays mapped.
  *
- * There are two places to map at, used in turn. A place is used again only when
- * the reader has gone to the other one, so what is at an address is known.
+ * There are two places to map at, used in turn. A place is used again only when the
+ * reader has gone to the other one, so it is known which page is at an address.
  */
 #define NR_ROUNDS	512
 #define RACE_S		1200	/* for a million rounds */
@@ -1292,15 +1292,15 @@ struct race {
 	pthread_t thread;
 	struct place place[2];
 	unsigned int pages;	/* of a mapping */
-	unsigned int turn;	/* 0: to end */
+	unsigned int turn;	/* 0: the thread is to end */
 	unsigned int seen;
 	unsigned int raced;	/* calls that a drop put an end to */
 	unsigned int wrong;
 };
 
 /*
- * Read the words of the page one by one; each takes a reference. To be there in
- * time, read the page that comes after the one that is being dropped now.
+ * Read the words of a page one by one. Each read takes a reference. To be there in
+ * time, read the page after the one that is being dropped now.
  */
 static void race_read(struct race *r, const struct place *place)
 {
@@ -1337,7 +1337,7 @@ static void *race_reader(void *data)
 	return NULL;
 }
 
-/* Map all grants, each time in another order; the reader goes there. */
+/* Map all grants, each time in another order, and send the reader there. */
 static bool race_map(struct race *r, int gntdev, const grant_ref_t *ref)
 {
 	unsigned int i, turn = r->turn + 1;
@@ -1453,8 +1453,8 @@ TEST_F_TIMEOUT(race, gup_races_with_munmap, RACE_S)
 }
 
 /*
- * Idle pages of a whole mapping may be unmapped by one hypercall, with the user's
- * PTEs, but not while somebody can find them there.
+ * One hypercall may unmap the idle pages of a whole mapping, together with the user
+ * PTEs, but not while anybody can look the pages up by these.
  */
 TEST_F_TIMEOUT(race, gup_races_with_madvise_of_whole_mappings, RACE_S)
 {
@@ -1523,7 +1523,7 @@ FIXTURE_SETUP(no_memory)
 	ASSERT_EQ(0, fault_probability(100));
 }
 
-/* Nothing that this process asks for is there, or all is as usual again. */
+/* Have all allocations of this process fail if @none, else have none fail. */
 static bool have_no_memory(int make_it_fail, bool none)
 {
 	return pwrite(make_it_fail, none ? "1" : "0", 1, 0) == 1;
@@ -1552,7 +1552,7 @@ TEST_F(no_memory, pages_are_unmapped_all_the_same)
 	ASSERT_NE(MAP_FAILED, mem);
 	ASSERT_TRUE(hold(self->pipe, page(mem, 5), 2));
 
-	/* That something fails now shows that it could. */
+	/* The ioctl fails, which shows that allocations do. */
 	ASSERT_TRUE(have_no_memory(self->make_it_fail, true));
 	got_none = ioctl(self->env.gntdev, IOCTL_GNTDEV_MAP_GRANT_REF, &op);
 	error = errno;
@@ -1565,7 +1565,7 @@ TEST_F(no_memory, pages_are_unmapped_all_the_same)
 	for (i = 0; i < 8; i++)
 		EXPECT_EQ(i == 5 || i == 6, mapped(i));
 
-	/* Whether the memory manager needs memory for it or not. */
+	/* munmap() may fail for want of memory. Then do it again with memory. */
 	ASSERT_TRUE(have_no_memory(self->make_it_fail, true));
 	dropped = munmap(mem, 8 * PAGE_SIZE);
 	ASSERT_TRUE(have_no_memory(self->make_it_fail, false));

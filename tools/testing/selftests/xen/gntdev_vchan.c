@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Both ends of a channel by shared memory, as libxenvchan makes it, in one
- * process: the server's end is pages of gntalloc, the client's maps them by
- * gntdev. Each asks that a byte of the first page be cleared and an event be sent
- * when it is gone.
+ * One process has both ends of a shared-memory channel, as libxenvchan makes them.
+ * The server's end has pages of gntalloc, and the client's end maps them by gntdev.
+ * When an end is gone, a byte of the first page is to be cleared and an event is to
+ * be sent.
  *
- * The process takes its ends down in some order, or ends. Another process has
- * the first page mapped, and the other sides of the event channels: byte and
- * event of an end come when the end is gone, not before, and once, whoever
+ * The process takes its ends down in some order, or ends itself. Another process has
+ * the first page mapped, and has the other sides of the event channels. The byte and
+ * the event of an end come when the end is gone, not before, and only once, whoever
  * still holds pages of it.
  */
 #include <signal.h>
@@ -110,7 +110,7 @@ static bool ends_open(struct ends *e, int client_port, int server_port)
 	return port >= 0 && !notify_client(e->client, index, port);
 }
 
-/* Small letters take down the client's end, large ones the server's. */
+/* Lower-case letters take down the client's end, upper-case ones the server's. */
 static bool ends_step(struct ends *e, char step)
 {
 	switch (step) {
@@ -131,7 +131,7 @@ static bool ends_step(struct ends *e, char step)
 	return false;
 }
 
-/* The process that has both ends: does what it is told, and says that it is done. */
+/* The process that has both ends does the steps that it is told, and answers each. */
 static void run_ends(int commands, const int *pipe, struct told *told,
 		     int client_port, int server_port)
 {
@@ -149,7 +149,7 @@ static void run_ends(int commands, const int *pipe, struct told *told,
 	_exit(1);
 }
 
-/* The process that has both ends, as the one that watches it sees it */
+/* The process that has both ends, as seen by the one that watches it */
 struct vchan {
 	pid_t pid;
 	struct told *told;
@@ -213,7 +213,7 @@ static bool vchan_step(struct vchan *v, char step)
 	       (step == 'k' ? WIFSIGNALED(status) : status == 0);
 }
 
-/* After how many of the steps are both done? */
+/* How many steps does it take until both @one and @other are done? */
 static unsigned int steps_until(const char *steps, char one, char other)
 {
 	const char *first = strchr(steps, one), *last = strchr(steps, other);
@@ -231,8 +231,8 @@ FIXTURE(vchan)
 };
 
 /*
- * In which order: munmap and close of the client's end (u, c) and of the server's
- * (U, C), close of the event channels (v), exit (e), or SIGKILL (k).
+ * The order of the steps: munmap and close of the client's end (u, c) and of the
+ * server's (U, C), close of the event channels (v), exit (e), or SIGKILL (k).
  */
 FIXTURE_VARIANT(vchan)
 {
@@ -263,7 +263,7 @@ FIXTURE_TEARDOWN(vchan)
 	xen_env_teardown(_metadata, &self->env);
 }
 
-/* After how many steps the byte of an end is cleared, and the event comes */
+/* After how many steps the byte of an end is cleared, and its event comes */
 struct gone {
 	const char *name;
 	unsigned int byte, event;

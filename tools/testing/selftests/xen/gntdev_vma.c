@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What may be done to the address range of memory mapped from grants: parts of it
- * can go, but it cannot move, grow, or change its protection. What is refused is
- * refused before anything is unmapped.
+ * A process can unmap parts of memory that is mapped from grants, but it cannot move
+ * or expand the memory, or change its protection. Whatever is refused is refused
+ * before anything is unmapped.
  */
 #include <stdint.h>
 #include <sys/ptrace.h>
@@ -88,7 +88,7 @@ TEST_F(gntdev_vma, mprotect_cannot_make_a_read_only_mapping_writable)
 	EXPECT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 }
 
-/* The place to go to keeps what it has, and the mapping stays where it is. */
+/* The target keeps its data, and the mapping stays where it is. */
 TEST_F(gntdev_vma, mremap_that_moves_is_refused_and_unmaps_nothing)
 {
 	char *target = mmap(NULL, SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -139,12 +139,12 @@ TEST_F(gntdev_vma, mremap_that_expands_is_refused_and_unmaps_nothing)
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE + PAGE_SIZE, 0));
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE));
 	EXPECT_ERRNO(EINVAL, mremap(at(1), PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE));
-	/* Twice the same memory */
+	/* This would map the same memory a second time. */
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, 0, SIZE, MREMAP_MAYMOVE));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-/* It is mmap() of the same file again, and of this one that cannot be done. */
+/* This would call mmap() of the same file again, which a map of grants cannot have. */
 TEST_F(gntdev_vma, remap_file_pages_is_refused_and_unmaps_nothing)
 {
 	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, self->mem, SIZE, 0, 0, 0));
@@ -152,7 +152,7 @@ TEST_F(gntdev_vma, remap_file_pages_is_refused_and_unmaps_nothing)
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-/* Parts that go */
+/* Unmapping parts */
 
 TEST_F(gntdev_vma, mremap_that_shrinks_unmaps_the_rest)
 {
@@ -163,7 +163,7 @@ TEST_F(gntdev_vma, mremap_that_shrinks_unmaps_the_rest)
 	EXPECT_EQ(SIGSEGV, access_signal(at(10)));
 }
 
-/* The page at an address is still the one that belongs there, for I/O as well. */
+/* Each address still leads to the page that belongs there, for I/O as well. */
 TEST_F(gntdev_vma, parts_of_a_split_mapping_have_their_pages)
 {
 	static const unsigned int gone[] = { 40, 7, 8, 20, 63 };
@@ -187,11 +187,11 @@ TEST_F(gntdev_vma, parts_of_a_split_mapping_have_their_pages)
 	}
 }
 
-/* What is looked up: many pages at once */
+/* Looking up many pages at once */
 
 #define PMD_SIZE	(512 * PAGE_SIZE)
 
-/* Copies from @mem: how many bytes could be read, all of them right */
+/* Returns how many bytes of @mem could be read, -1, or -2 if they are wrong. */
 static ssize_t look_up(char *mem, unsigned int first, unsigned int count)
 {
 	static char copy[MAX_GRANTS * PAGE_SIZE];
@@ -316,7 +316,7 @@ TEST_F(gntdev_vma, dontneed_unmaps_and_the_rest_stays)
 	EXPECT_TRUE(wait_for(!mapped(6)));
 	EXPECT_EQ(SIGBUS, access_signal(at(5)));
 	EXPECT_EQ(SIGBUS, access_signal(at(6)));
-	/* Not by the back door, either */
+	/* The kernel does not find a page there, either. */
 	EXPECT_FALSE(hold(self->pipe, at(5), 1));
 	EXPECT_TRUE(shared(0, 5));
 	EXPECT_TRUE(shared(7, MAX_GRANTS - 7));
@@ -337,7 +337,7 @@ TEST_F(gntdev_vma, another_mapping_takes_the_place_of_a_part)
 	EXPECT_TRUE(shared(32, MAX_GRANTS - 32));
 }
 
-/* Which does not go */
+/* What leaves the mapping alone */
 
 TEST_F(gntdev_vma, mlock_and_munlock_leave_the_mapping)
 {
@@ -366,7 +366,7 @@ TEST_F(gntdev_vma, child_does_not_get_the_mapping)
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-/* Not even if it is asked for: the hypervisor would refuse the child's PTEs. */
+/* The child cannot have the mapping: the hypervisor would refuse its PTEs. */
 TEST_F(gntdev_vma, dofork_is_refused)
 {
 	EXPECT_ERRNO(EINVAL, madvise(self->mem, SIZE, MADV_DOFORK));
@@ -393,8 +393,8 @@ static long referenced_kb(const char *mem)
 }
 
 /*
- * Only the hypervisor changes these PTEs, so their accessed bits stay. It would
- * let this domain change them here, as it is the granting domain, too.
+ * Only the hypervisor may change these PTEs, so their accessed bits stay. It would
+ * let this domain change them here, because this is the granting domain, too.
  */
 TEST_F(gntdev_vma, clear_refs_leaves_the_ptes)
 {
@@ -410,7 +410,7 @@ TEST_F(gntdev_vma, clear_refs_leaves_the_ptes)
 	close(fd);
 }
 
-/* It is about memory that the process has written to since, and takes nothing away. */
+/* This is to find out which memory is written to. It takes no memory away. */
 TEST_F(gntdev_vma, clearing_soft_dirty_bits_unmaps_nothing)
 {
 	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
@@ -423,7 +423,7 @@ TEST_F(gntdev_vma, clearing_soft_dirty_bits_unmaps_nothing)
 	close(fd);
 }
 
-/* It is about pages that are written to: those that userfaultfd looks after. */
+/* The scan protects pages that userfaultfd watches, and this mapping has none. */
 TEST_F(gntdev_vma, scan_that_protects_written_pages_unmaps_nothing)
 {
 	struct pm_scan_arg op = {
@@ -445,7 +445,7 @@ TEST_F(gntdev_vma, scan_that_protects_written_pages_unmaps_nothing)
 	close(fd);
 }
 
-/* The other process maps, this one looks and changes. */
+/* The child maps the grants. This process reads and writes the child's memory. */
 TEST_F(gntdev_vma, ptrace_reads_and_writes_the_mapping)
 {
 	char *mem;
@@ -459,7 +459,7 @@ TEST_F(gntdev_vma, ptrace_reads_and_writes_the_mapping)
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		mem = gntdev_map(self->env.gntdev, self->ref, MAX_GRANTS, RW);
-		/* Where the parent expects it */
+		/* The parent reads the address from the first page of the granting side. */
 		if (mem == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, 0, 0))
 			_exit(1);
 		*(char **)self->grants->mem = mem;

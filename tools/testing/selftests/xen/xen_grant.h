@@ -3,9 +3,9 @@
  * Grants without a guest: Xen lets domain 0 map its own grants. The granting
  * side is /dev/xen/gntalloc, the mapping side /dev/xen/gntdev.
  *
- * What became of a grant is read from the grant table itself, where Xen sets
- * GTF_reading and GTF_writing when the grant is mapped and clears them when
- * the last mapping has gone. So no test asks the code it tests.
+ * Tests read from the grant table whether a grant is mapped. Xen sets GTF_reading
+ * and GTF_writing there when the grant is mapped, and clears them when its last
+ * mapping has gone. So no test relies on the code that it tests.
  */
 #ifndef XEN_GRANT_H
 #define XEN_GRANT_H
@@ -79,8 +79,8 @@ struct grants {
 };
 
 /*
- * What a test must leave as it found it. A warning of the kernel's taints it,
- * and fails the test that brought it about.
+ * The state that a test must leave as it found it. A warning of the kernel taints
+ * the kernel, and so fails the test that caused it.
  */
 struct xen_state {
 	unsigned int mapped;
@@ -104,7 +104,7 @@ static inline __u64 now_ms(void)
 	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
 }
 
-/* Wait for something that has no event to wait for, but only so long. */
+/* Wait for a condition that raises no event, for a limited time. */
 #define WAIT_MS	10000
 #define wait_for(cond)						\
 ({								\
@@ -332,7 +332,7 @@ static inline bool grant_mapped(const struct grant_table *t, grant_ref_t ref)
 	return grant_flags(t, ref) & (GTF_reading | GTF_writing);
 }
 
-/* How many of this domain's grants are mapped, by whomever */
+/* How many of this domain's grants are mapped, by anybody */
 static inline unsigned int grants_mapped(const struct grant_table *t)
 {
 	unsigned int ref, mapped = 0;
@@ -384,7 +384,7 @@ static inline void *gntdev_map(int fd, const grant_ref_t *ref,
 	return mmap(NULL, count * PAGE_SIZE, prot, MAP_SHARED, fd, index);
 }
 
-/* Who holds the pages */
+/* Holding pages */
 
 /* Make the pipe hold the pages, by reference. */
 static inline bool hold(const int *pipe, void *mem, unsigned int count)
@@ -401,8 +401,8 @@ static inline bool drain(const int *pipe, void *copy)
 }
 
 /*
- * The domain's pages that are not taken to map grants onto: they lie in the
- * balloon, or hold memory. Where they do not come from the balloon
+ * The domain's pages, in the balloon or with memory, that are not in use to map
+ * grants onto. Where pages for that do not come from the balloon
  * (CONFIG_XEN_UNPOPULATED_ALLOC), this never changes.
  */
 static inline long free_pages_kb(void)
@@ -467,7 +467,7 @@ static inline void xen_env_teardown(struct __test_metadata *_metadata,
 	grant_table_close(&env->table);
 }
 
-/* What becomes of a mapping */
+/* The state of a mapping */
 
 static sigjmp_buf access_fault;
 
@@ -512,7 +512,7 @@ static inline bool pages_shared(const struct xen_env *env, char *mem,
 	return good;
 }
 
-/* Has a port at @fd of evtchn got an event within @ms? It can get another one then. */
+/* Does a port at @fd of evtchn get an event within @ms? If so, it can get another. */
 static inline bool event_came(int fd, int ms)
 {
 	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
