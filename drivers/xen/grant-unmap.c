@@ -28,10 +28,12 @@
  * hypervisor has refused: the page is leaked, and never used again.
  *
  * A request enters the queue with its first page that waits, and leaves it with
- * its last one. In between it is in one of two places, both under the lock:
+ * its last one. In between it is in one of two places. The lock protects the
+ * membership of both:
  *
- *   queue->waiting   ordered by the time when the request is due
- *     |      ^
+ *   queue->waiting   ordered by the time when the request is due; more pages make
+ *     |      ^       it due in 1 ms, if that is earlier
+ *     |      |
  *     |      |  pages are left: due after twice the delay, up to 256 ms; after
  *     |      |  1 ms if more pages have begun to wait since the pass began
  *     v      |
@@ -71,14 +73,17 @@
 #define CREATE_TRACE_POINTS
 #include <trace/events/xen_grant_unmap.h>
 
-/* A request waits this long for its first pass, then twice as long for each next. */
+/*
+ * A request waits at least this long for its first pass, then twice as long for
+ * each next one, rounded up to jiffies.
+ */
 #define UNMAP_MIN_DELAY_MS 1
 #define UNMAP_MAX_DELAY_MS 256
 /* Operations in one hypercall of a pass. */
 #define UNMAP_BATCH 128
 /* Pages that begin to wait in one go, with interrupts off. */
 #define UNMAP_MARK 512
-/* Pages, or requests, that are looked at in one go, with interrupts off. */
+/* Pages, or requests, that are looked at in one go. */
 #define UNMAP_STEP 128
 /* Pages that are stuck are looked for each second, and reported this often. */
 #define REPORT_INTERVAL (60 * HZ)
@@ -95,7 +100,7 @@ MODULE_PARM_DESC(report_after,
  * @requests: requests in the queue, each until its done() has returned
  * @drained: woken when @requests becomes zero
  * @module: the module with the requests' done(), pinned by each request in the queue
- * @name: whom to name to who wants to know who holds a page
+ * @name: tells an administrator who has mapped a page
  */
 struct gnttab_unmap_owner {
 	struct unmap_queue *queue;
@@ -422,17 +427,14 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_refs_both);
 
 /* --- the queue */
 
-static void queue_schedule(struct unmap_queue *q, unsigned long delay)
-{
-	KUNIT_STATIC_STUB_REDIRECT(queue_schedule, q, delay);
-
-	mod_delayed_work(q->wq, &q->work, delay);
-}
-
 /* Have a pass when @due has come. */
-static void queue_arm(struct unmap_queue *q, unsigned long due, unsigned long now)
+static void queue_schedule(struct unmap_queue *q, unsigned long due)
 {
-	queue_schedule(q, time_after(due, now) ? due - now : 0);
+	unsigned long now = jiffies;
+
+	KUNIT_STATIC_STUB_REDIRECT(queue_schedule, q, due);
+
+	mod_delayed_work(q->wq, &q->work, time_after(due, now) ? due - now : 0);
 }
 
 static bool due_is_earlier(struct rb_node *a, const struct rb_node *b)
@@ -443,11 +445,11 @@ static bool due_is_earlier(struct rb_node *a, const struct rb_node *b)
 
 /* Return: whether this request is now the first one due. */
 static bool queue_wait(struct unmap_queue *q, struct gnttab_unmap_request *req,
-		       unsigned long now)
+		       unsigned long due)
 {
 	lockdep_assert_held(&q->lock);
 
-	req->due = now + msecs_to_jiffies(req->delay_ms);
+	req->due = due;
 	/* Those that are due at the same time stay in the order in which they came. */
 	return rb_add_cached(&req->due_node, &q->waiting, due_is_earlier);
 }
@@ -490,8 +492,10 @@ static void queue_enter(struct unmap_queue *q, struct gnttab_unmap_request *req,
 static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_request *req,
 				unsigned int first, unsigned int end, unsigned long now)
 {
+	unsigned long due = now + msecs_to_jiffies(UNMAP_MIN_DELAY_MS);
 	unsigned int i, deferred = 0;
 	unsigned long flags;
+	bool enters;
 
 	spin_lock_irqsave(&q->lock, flags);
 	for (i = first; i < end; i++) {
@@ -499,7 +503,8 @@ static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_reque
 			continue;
 		/*
 		 * Pairs with the acquire in page_waits(): the operation is complete
-		 * when a pass takes the page. 0 is for pages that do not wait.
+		 * when a pass takes the page. 0 is for pages that do not wait, so a
+		 * page that begins to wait at 0 does so a jiffy earlier.
 		 */
 		smp_store_release(&req->waiting_since[i], now ?: now - 1);
 		deferred++;
@@ -507,10 +512,9 @@ static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_reque
 	if (!deferred)
 		goto out;
 
-	if (!req->waiting)
+	enters = !req->waiting;
+	if (enters)
 		queue_enter(q, req, first, end, now);
-	else if (!req->in_pass)
-		rb_erase_cached(&req->due_node, &q->waiting);
 	req->waiting += deferred;
 	req->deferred += deferred;
 	WRITE_ONCE(req->first, min(req->first, first));
@@ -518,8 +522,13 @@ static unsigned int queue_defer(struct unmap_queue *q, struct gnttab_unmap_reque
 	req->delay_ms = UNMAP_MIN_DELAY_MS;
 	req->grown = true;
 	q->stats.deferred += deferred;
-	if (!req->in_pass && queue_wait(q, req, now))
-		queue_arm(q, req->due, now);
+	/* Never later: a stream of submissions must not put the request off. */
+	if (enters || (!req->in_pass && time_before(due, req->due))) {
+		if (!enters)
+			rb_erase_cached(&req->due_node, &q->waiting);
+		if (queue_wait(q, req, due))
+			queue_schedule(q, due);
+	}
 	trace_grant_unmap_defer(req->owner->name, deferred, req->waiting);
 out:
 	spin_unlock_irqrestore(&q->lock, flags);
@@ -571,7 +580,7 @@ static unsigned int submission_defer(struct gnttab_unmap_request *req,
  *
  * Nobody may be able to find the pages by a page table any more.
  *
- * Context: Any, including soft and hard interrupts.
+ * Context: Any, including soft interrupts, and hard ones unless on PREEMPT_RT.
  * Return: true if nothing of the request was pending before: @req->done() is
  *         called for this submission. false if it is called once for this
  *         submission and an earlier one.
@@ -598,7 +607,7 @@ EXPORT_SYMBOL_GPL(gnttab_unmap_refs_async);
  * Like gnttab_unmap_refs_async(), but all pages wait for a pass, which unmaps
  * the idle pages of many requests with few hypercalls.
  *
- * Context: Any, including soft and hard interrupts.
+ * Context: Any, including soft interrupts, and hard ones unless on PREEMPT_RT.
  */
 void gnttab_unmap_refs_defer(struct gnttab_unmap_request *req,
 			     unsigned int first, unsigned int count)
@@ -651,7 +660,7 @@ static bool pass_should_yield(void)
 	return need_resched();
 }
 
-/* No page stays frozen while others have the CPU. */
+/* Where the kernel is not preempted, no page stays frozen while others have the CPU. */
 static void pass_yield(struct unmap_queue *q)
 {
 	if (!pass_should_yield())
@@ -745,7 +754,7 @@ static void pass_put_back(struct unmap_queue *q, struct gnttab_unmap_request *re
 	} else {
 		if (!req->grown)
 			req->delay_ms = min(2 * req->delay_ms, UNMAP_MAX_DELAY_MS);
-		queue_wait(q, req, now);
+		queue_wait(q, req, now + msecs_to_jiffies(req->delay_ms));
 	}
 	spin_unlock_irq(&q->lock);
 
@@ -1020,8 +1029,7 @@ static void queue_pass(struct unmap_queue *q, unsigned long now)
 	q->stats.hypercalls += q->hypercalls;
 	first = rb_first_cached(&q->waiting);
 	if (first)
-		queue_arm(q, rb_entry(first, struct gnttab_unmap_request, due_node)->due,
-			  now);
+		queue_schedule(q, rb_entry(first, struct gnttab_unmap_request, due_node)->due);
 	spin_unlock_irq(&q->lock);
 
 	trace_grant_unmap_pass(attempts, settled - leaked, attempts - settled);
@@ -1121,10 +1129,12 @@ int gnttab_unmap_drain(struct gnttab_unmap_owner *owner, unsigned int timeout_ms
 	struct unmap_survey survey;
 	long ret;
 
-	if (!atomic_read(&owner->requests))
+	/* Pairs with the atomic_dec_and_test() in pass_put_back(): done() has returned. */
+	if (!atomic_read_acquire(&owner->requests))
 		return 0;
 
-	ret = wait_event_killable_timeout(owner->drained, !atomic_read(&owner->requests),
+	ret = wait_event_killable_timeout(owner->drained,
+					  !atomic_read_acquire(&owner->requests),
 					  msecs_to_jiffies(timeout_ms));
 	if (ret > 0)
 		return 0;

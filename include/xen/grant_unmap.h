@@ -28,8 +28,8 @@ struct gnttab_unmap_request;
  *
  * Context: That of the caller where gnttab_unmap_refs_async() settles the last
  * page itself. Otherwise process context, on a workqueue that takes part in
- * memory reclaim, with all pages that wait behind it: it must not sleep for
- * memory, nor for anybody else. The queue holds no lock.
+ * memory reclaim. Everything else in the queue waits until it returns, so it must
+ * not sleep for memory, nor for anybody else. The queue holds no lock.
  */
 typedef void (*gnttab_unmap_done_t)(struct gnttab_unmap_request *req,
 				    unsigned int failed);
@@ -124,7 +124,7 @@ static inline bool gnttab_unmap_pending(const struct gnttab_unmap_request *req)
 static inline bool gnttab_unmap_submitted(const struct gnttab_unmap_request *req,
 					  unsigned int i)
 {
-	/* Pairs with the release in pass_flush(), which is behind the handle. */
+	/* Pairs with the release in pass_flush(), which comes after the handle. */
 	return smp_load_acquire(&req->waiting_since[i]) ||
 	       READ_ONCE(req->ops[i].handle) == INVALID_GRANT_HANDLE;
 }

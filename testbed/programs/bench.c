@@ -21,6 +21,9 @@
 #define REQUESTS	1000
 #define REQUEST_PAGES	10
 #define IDLE_S		10
+/* Of Xen's public headers */
+#define __HYPERVISOR_vcpu_op		24
+#define VCPUOP_get_runstate_info	4
 #define GONE_S		60
 #define XEN_MEMORY	"/sys/devices/system/xen_memory/xen_memory0/"
 #define STATS		"/sys/kernel/debug/xen/grant_unmap/stats"
@@ -256,26 +259,29 @@ static long stat_of(const char *wanted)
 	errx(1, "no %s in " STATS, wanted);
 }
 
-/* How long the CPUs have been idle. The other counters are too coarse. */
+/* How long the one CPU has been idle, by Xen. The kernel's counters are too coarse. */
 static __u64 idle_time(void)
 {
-	FILE *file = fopen("/proc/timer_list", "r");
-	unsigned long long value;
-	bool found = false;
-	__u64 sum = 0;
-	char line[256];
+	struct {
+		int state;
+		__u64 since;
+		__u64 running, runnable, blocked, offline;
+	} runstate = { };
+	struct privcmd_hypercall call = {
+		.op = __HYPERVISOR_vcpu_op,
+		.arg = { VCPUOP_get_runstate_info, 0, (unsigned long)&runstate },
+	};
 
-	if (!file)
-		err(1, "/proc/timer_list");
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, " .idle_sleeptime : %llu", &value) == 1) {
-			found = true;
-			sum += value;
-		}
-	fclose(file);
-	if (!found)
-		errx(1, "no idle time in /proc/timer_list");
-	return sum;
+	int privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) != 1)
+		errx(1, "more than one CPU");
+	if (privcmd < 0 || ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call))
+		err(1, "VCPUOP_get_runstate_info");
+	close(privcmd);
+	if (!runstate.running || !runstate.blocked)
+		errx(1, "Xen does not say how long the CPU was idle");
+	return runstate.blocked;
 }
 
 /* How long one CPU is not idle while nothing runs here */

@@ -65,7 +65,7 @@ struct test_request;
  * @report: what it was told last
  * @armed: the timer was armed since the last pass began
  * @scheduled: how often the timer was armed
- * @delay: for when, the last time
+ * @due: for when, the last time
  */
 struct world {
 	struct unmap_queue *q;
@@ -94,7 +94,7 @@ struct world {
 	struct unmap_survey report;
 	bool armed;
 	unsigned int scheduled;
-	unsigned long delay;
+	unsigned long due;
 };
 
 /* A request of a world: @done calls so far, and what the last one was told. */
@@ -261,14 +261,14 @@ static void model_print_survey(const struct unmap_survey *survey, unsigned int m
 }
 
 /* Called with the lock of the queue held: nothing can be expected here. */
-static void model_schedule(struct unmap_queue *q, unsigned long delay)
+static void model_schedule(struct unmap_queue *q, unsigned long due)
 {
 	struct kunit *test = kunit_get_current_test();
 	struct world *w = test->priv;
 
 	w->armed = true;
 	w->scheduled++;
-	w->delay = delay;
+	w->due = due;
 }
 
 static bool model_should_yield(void)
@@ -669,7 +669,7 @@ static void busy_page_waits_and_the_others_do_not(struct kunit *test)
 	expect_books(test, 1);
 	expect_done(r, 0, 0);
 	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->due, r->req.due);
 
 	release(r, 1);
 	pass_over_all(test);
@@ -1432,9 +1432,44 @@ static void deferred_page_with_an_invalid_handle_is_skipped(struct kunit *test)
 	expect_done(r, 3, 0);
 }
 
+/* More than begin to wait in one go. */
+static void large_request_is_deferred_in_full(struct kunit *test)
+{
+	struct test_request *r = request_new(test, WORLD_PAGES);
+
+	gnttab_unmap_refs_defer(&r->req, 0, r->count);
+	expect_done(r, 0, 0);
+	pass_over_all(test);
+	for (unsigned int i = 0; i < r->count; i++)
+		expect_unmapped(r, i);
+	expect_done(r, 1, 0);
+}
+
+static void request_needs_nothing_but_its_init(struct kunit *test)
+{
+	struct test_request *r = request_new(test, 1);
+	struct gnttab_unmap_request req = r->req;
+
+	memset(&r->req, 0xff, sizeof(r->req));
+	r->req.ops = req.ops;
+	r->req.pages = req.pages;
+	r->req.waiting_since = req.waiting_since;
+	r->req.refs = NULL;
+	r->req.owner = req.owner;
+	r->req.done = req.done;
+	gnttab_unmap_request_init(&r->req);
+	hold(r, 0);
+	submit_all(r);
+	pass_over_all(test);
+	KUNIT_EXPECT_EQ(test, r->req.delay_ms, 2 * UNMAP_MIN_DELAY_MS);
+	release(r, 0);
+	pass_over_all(test);
+	expect_done(r, 1, 0);
+}
+
 /* --- the queue: order and delays by a given clock */
 
-/* A pass does not go over all pages of a large request for a few that wait. */
+/* A pass does not go over all pages of a large request for a few at its end. */
 static void range_that_a_pass_looks_at_is_that_of_the_pages_that_wait(struct kunit *test)
 {
 	struct test_request *r = request_new(test, 6);
@@ -1458,6 +1493,19 @@ static void range_that_a_pass_looks_at_is_that_of_the_pages_that_wait(struct kun
 	release(r, 5);
 	pass_over_all(test);
 	expect_done(r, 2, 0);
+}
+
+static void range_of_a_request_that_enters_again_is_new(struct kunit *test)
+{
+	struct test_request *r = request_new(test, 6);
+
+	gnttab_unmap_refs_defer(&r->req, 4, 2);
+	pass_over_all(test);
+	gnttab_unmap_refs_defer(&r->req, 1, 1);
+	KUNIT_EXPECT_EQ(test, r->req.first, 1);
+	KUNIT_EXPECT_EQ(test, r->req.end, 2);
+	KUNIT_EXPECT_EQ(test, r->req.deferred, 1);
+	pass_over_all(test);
 }
 
 static unsigned int age_of(struct test_request *r, unsigned int i, unsigned long now)
@@ -1502,7 +1550,7 @@ static void delay_doubles_up_to_256_ms(struct kunit *test)
 	for (unsigned int i = 0; i < ARRAY_SIZE(delays); i++) {
 		KUNIT_EXPECT_EQ_MSG(test, r->req.due - now, msecs_to_jiffies(delays[i]),
 				    "delay %u", i);
-		KUNIT_EXPECT_EQ_MSG(test, w->delay, msecs_to_jiffies(delays[i]), "delay %u", i);
+		KUNIT_EXPECT_EQ_MSG(test, w->due, r->req.due, "delay %u", i);
 		now = r->req.due;
 		run_pass(w, now);
 	}
@@ -1543,13 +1591,46 @@ static void new_range_of_a_waiting_request_starts_over(struct kunit *test)
 	defer_at(r, 1, 1, now + 1);
 	KUNIT_EXPECT_EQ(test, r->req.due, now + 1 + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->scheduled, scheduled + 1);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->due, r->req.due);
 
 	release_all(r);
 	run_pass(w, now + 1 + delay_of(0));
 	expect_unmapped(r, 0);
 	expect_unmapped(r, 1);
 	expect_done(r, 1, 0);
+}
+
+static void due_is_never_put_off(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 2);
+	unsigned long now = jiffies;
+
+	hold_all(r);
+	defer_at(r, 0, 1, now);
+	defer_at(r, 1, 1, now + delay_of(0));
+	KUNIT_EXPECT_EQ(test, r->req.due, now + delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
+	release_all(r);
+	pass_over_all(test);
+	expect_done(r, 1, 0);
+}
+
+/* Of several requests that are left, the first one due has the timer. */
+static void timer_is_for_the_first_that_is_left(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *due = request_new(test, 1);
+	struct test_request *next = request_new(test, 1), *last = request_new(test, 1);
+	unsigned long now = jiffies;
+
+	defer_at(due, 0, 1, now);
+	defer_at(next, 0, 1, now + 5);
+	defer_at(last, 0, 1, now + 50);
+	run_pass(w, now + delay_of(0));
+	expect_done(due, 1, 0);
+	KUNIT_EXPECT_EQ(test, w->due, now + 5 + delay_of(0));
+	pass_over_all(test);
 }
 
 static void requests_become_due_in_order(struct kunit *test)
@@ -1569,7 +1650,7 @@ static void requests_become_due_in_order(struct kunit *test)
 	run_pass(w, now + 3 + delay_of(0));
 	KUNIT_EXPECT_EQ(test, w->operations, 2);
 	expect_waiting(old, 0);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(8) - delay_of(0) - 3);
+	KUNIT_EXPECT_EQ(test, w->due, now + delay_of(8));
 	run_pass(w, now + delay_of(8));
 	KUNIT_EXPECT_EQ(test, w->operations, 3);
 	KUNIT_EXPECT_EQ(test, w->order[0], first->first);
@@ -1612,7 +1693,7 @@ static void pass_takes_only_what_is_due(struct kunit *test)
 	expect_waiting(later, 0);
 	expect_done(later, 0, 0);
 	KUNIT_EXPECT_TRUE(test, w->armed);
-	KUNIT_EXPECT_EQ(test, w->delay, 5);
+	KUNIT_EXPECT_EQ(test, w->due, now + 5 + delay_of(0));
 
 	run_pass(w, now + 5 + delay_of(0));
 	expect_done(later, 1, 0);
@@ -1631,7 +1712,7 @@ static void clock_may_wrap(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, r->req.due, 0);
 	run_pass(w, now);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 0);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->due, 0);
 	run_pass(w, 0);
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, 1);
 	/* A page that begins to wait at 0 does wait. */
@@ -1640,6 +1721,25 @@ static void clock_may_wrap(struct kunit *test)
 	release_all(r);
 	run_pass(w, delay_of(1));
 	expect_done(r, 1, 0);
+}
+
+static void order_holds_when_the_clock_wraps(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *before = request_new(test, 1), *after = request_new(test, 1);
+	unsigned long now = 0UL - delay_of(0) - 1;
+
+	w->q->next_report = HZ;
+	/* Due right before the wrap, and after it. */
+	defer_at(after, 0, 1, now + 3);
+	defer_at(before, 0, 1, now);
+	KUNIT_EXPECT_EQ(test, w->due, now + delay_of(0));
+	run_pass(w, now + delay_of(0));
+	expect_done(before, 1, 0);
+	expect_waiting(after, 0);
+	KUNIT_EXPECT_EQ(test, w->due, now + 3 + delay_of(0));
+	run_pass(w, after->req.due);
+	expect_done(after, 1, 0);
 }
 
 /* --- what is shared */
@@ -1797,7 +1897,7 @@ static void one_timer_however_many_requests(struct kunit *test)
 		defer_at(r[i], 0, 1, now + i);
 	}
 	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(0));
+	KUNIT_EXPECT_EQ(test, w->due, now + delay_of(0));
 
 	/* All are due now, and all are to be tried again. */
 	w->scheduled = 0;
@@ -1806,7 +1906,7 @@ static void one_timer_however_many_requests(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, w->q->stats.attempts, ARRAY_SIZE(r));
 	KUNIT_EXPECT_EQ(test, w->scheduled, 1);
 	KUNIT_EXPECT_TRUE(test, w->armed);
-	KUNIT_EXPECT_EQ(test, w->delay, delay_of(1));
+	KUNIT_EXPECT_EQ(test, w->due, now + delay_of(1));
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(r); i++)
 		release(r[i], 0);
@@ -1851,6 +1951,7 @@ static void range_submitted_during_a_pass_waits(struct kunit *test)
 	expect_done(r, 0, 0);
 	/* It is new, and does not have to wait for as long as the old one. */
 	KUNIT_EXPECT_EQ(test, r->req.due, now + delay_of(0));
+	KUNIT_EXPECT_EQ(test, r->req.delay_ms, UNMAP_MIN_DELAY_MS);
 	KUNIT_EXPECT_EQ(test, r->req.waiting, 1);
 	KUNIT_EXPECT_EQ(test, atomic_read(&w->owner->requests), 1);
 
@@ -1884,6 +1985,40 @@ static void page_submitted_ahead_of_a_pass_is_unmapped_by_it(struct kunit *test)
 	expect_done(r, 1, 0);
 }
 
+static void submit_more_of_the_request(struct kunit *test)
+{
+	struct world *w = test->priv;
+
+	defer_at(w->during_request, 1, 1, jiffies);
+}
+
+/* The others are in the tree meanwhile, and it is not. */
+static void request_in_a_pass_is_not_in_the_tree(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *others[8], *r;
+	unsigned long now = jiffies;
+
+	r = request_new(test, 2);
+	defer_at(r, 0, 1, now);
+	for (unsigned int i = 0; i < ARRAY_SIZE(others); i++) {
+		others[i] = request_new(test, 1);
+		hold(others[i], 0);
+		defer_at(others[i], 0, 1, now + 5 + i);
+	}
+	w->during_request = r;
+	w->during = submit_more_of_the_request;
+	run_pass(w, now + delay_of(0));
+	expect_waiting(r, 1);
+	KUNIT_EXPECT_EQ(test, r->req.delay_ms, UNMAP_MIN_DELAY_MS);
+	for (unsigned int i = 0; i < ARRAY_SIZE(others); i++)
+		release(others[i], 0);
+	pass_over_all(test);
+	expect_done(r, 1, 0);
+	for (unsigned int i = 0; i < ARRAY_SIZE(others); i++)
+		expect_done(others[i], 1, 0);
+}
+
 static void submit_another_request(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -1907,8 +2042,7 @@ static void request_submitted_during_a_pass_waits_for_the_next(struct kunit *tes
 	expect_waiting(other, 0);
 	KUNIT_EXPECT_EQ(test, other->req.delay_ms, UNMAP_MIN_DELAY_MS);
 	KUNIT_EXPECT_TRUE(test, w->armed);
-	/* By the clock of the test it is overdue when the pass ends. */
-	KUNIT_EXPECT_EQ(test, w->delay, 0);
+	KUNIT_EXPECT_EQ(test, w->due, other->req.due);
 
 	release(other, 0);
 	pass_over_all(test);
@@ -2143,6 +2277,22 @@ static void survey_names_the_page_that_has_waited_for_longest(struct kunit *test
 	expect_done(old, 1, 0);
 }
 
+static void survey_leaves_out_pages_that_are_idle(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 2);
+	struct unmap_survey survey;
+
+	hold_all(r);
+	submit_all(r);
+	release(r, 0);
+	queue_survey(w->q, NULL, jiffies, 0, &survey);
+	KUNIT_EXPECT_EQ(test, survey.pages, 1);
+	KUNIT_EXPECT_EQ(test, survey.longest.pfn, page_to_pfn(page_of(r, 1)->page));
+	release(r, 1);
+	pass_over_all(test);
+}
+
 /* The next page that the walk finds is @i of the request. */
 static void expect_next(struct unmap_walk *walk, struct test_request *r, unsigned int i)
 {
@@ -2321,6 +2471,40 @@ static void walk_looks_at_a_few_requests_at_a_time(struct kunit *test)
 	pass_over_all(test);
 }
 
+static void walk_during_the_pass(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct unmap_walk walk;
+
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	KUNIT_EXPECT_TRUE(test, walk_next(&walk, w->q));
+	KUNIT_EXPECT_EQ(test, walk.page.references, 1);
+}
+
+static void page_that_is_frozen_is_shown_with_its_own_references(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 1);
+
+	gnttab_unmap_refs_defer(&r->req, 0, 1);
+	w->during = walk_during_the_pass;
+	pass_over_all(test);
+	KUNIT_EXPECT_NULL(test, w->during);
+}
+
+static void page_without_a_tag_is_not_shown(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *r = request_new(test, 1);
+	struct unmap_walk walk;
+
+	page_untag(r, 0);
+	gnttab_unmap_refs_defer(&r->req, 0, 1);
+	walk_begin(&walk, w->q, NULL, 0, jiffies);
+	KUNIT_EXPECT_FALSE(test, walk_next(&walk, w->q));
+	pass_over_all(test);
+}
+
 static void stuck_page_is_reported_once_a_minute(struct kunit *test)
 {
 	struct world *w = test->priv;
@@ -2393,14 +2577,20 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(empty_range_of_a_waiting_request_does_not_complete_it),
 	KUNIT_CASE(deferred_page_is_not_tried_before_a_pass),
 	KUNIT_CASE(deferred_page_with_an_invalid_handle_is_skipped),
+	KUNIT_CASE(large_request_is_deferred_in_full),
+	KUNIT_CASE(request_needs_nothing_but_its_init),
 	KUNIT_CASE(range_that_a_pass_looks_at_is_that_of_the_pages_that_wait),
+	KUNIT_CASE(range_of_a_request_that_enters_again_is_new),
 	KUNIT_CASE(age_counts_from_when_the_page_began_to_wait),
 	KUNIT_CASE(delay_doubles_up_to_256_ms),
 	KUNIT_CASE(new_range_of_a_waiting_request_starts_over),
+	KUNIT_CASE(due_is_never_put_off),
+	KUNIT_CASE(timer_is_for_the_first_that_is_left),
 	KUNIT_CASE(requests_become_due_in_order),
 	KUNIT_CASE(requests_with_the_same_delay_are_unmapped_in_order),
 	KUNIT_CASE(pass_takes_only_what_is_due),
 	KUNIT_CASE(clock_may_wrap),
+	KUNIT_CASE(order_holds_when_the_clock_wraps),
 	KUNIT_CASE(pages_of_many_requests_share_hypercalls),
 	KUNIT_CASE(pass_keeps_no_page_frozen_while_others_want_the_cpu),
 	KUNIT_CASE(pass_yields_within_a_large_request),
@@ -2409,6 +2599,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(one_timer_however_many_requests),
 	KUNIT_CASE(range_submitted_during_a_pass_waits),
 	KUNIT_CASE(page_submitted_ahead_of_a_pass_is_unmapped_by_it),
+	KUNIT_CASE(request_in_a_pass_is_not_in_the_tree),
 	KUNIT_CASE(request_submitted_during_a_pass_waits_for_the_next),
 	KUNIT_CASE(owner_is_pinned_until_done_has_returned),
 	KUNIT_CASE(owner_is_not_pinned_by_what_is_unmapped_at_once),
@@ -2421,11 +2612,14 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(drain_waits_for_pending_work),
 	KUNIT_CASE(stats_add_up),
 	KUNIT_CASE(survey_names_the_page_that_has_waited_for_longest),
+	KUNIT_CASE(survey_leaves_out_pages_that_are_idle),
 	KUNIT_CASE(walk_finds_the_pages_that_wait_in_the_order_of_their_requests),
 	KUNIT_CASE(walk_finds_each_page_once_while_requests_come_and_go),
 	KUNIT_CASE(walk_goes_on_where_its_request_was),
 	KUNIT_CASE(walk_looks_at_a_few_pages_at_a_time),
 	KUNIT_CASE(walk_looks_at_a_few_requests_at_a_time),
+	KUNIT_CASE(page_that_is_frozen_is_shown_with_its_own_references),
+	KUNIT_CASE(page_without_a_tag_is_not_shown),
 	KUNIT_CASE(stuck_page_is_reported_once_a_minute),
 	{}
 };

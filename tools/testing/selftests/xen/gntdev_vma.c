@@ -107,6 +107,33 @@ TEST_F(gntdev_vma, mremap_that_moves_is_refused_and_unmaps_nothing)
 	EXPECT_EQ(0, munmap(target, SIZE));
 }
 
+/*
+ * Since Linux 6.17 a range of several VMAs can be moved, one VMA after the other.
+ * Those before the one that cannot be moved have been moved then.
+ */
+TEST_F(gntdev_vma, mremap_of_several_vmas_unmaps_nothing)
+{
+	char *before = mmap(self->mem - PAGE_SIZE, PAGE_SIZE, RW,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	char *target = mmap(NULL, PAGE_SIZE + SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *moved;
+	int error;
+
+	ASSERT_EQ(self->mem - PAGE_SIZE, before);
+	ASSERT_NE(MAP_FAILED, target);
+	fill_page(before, 1234);
+	moved = mremap(before, PAGE_SIZE + SIZE, PAGE_SIZE + SIZE,
+		       MREMAP_MAYMOVE | MREMAP_FIXED, target);
+	error = errno;
+	EXPECT_EQ(MAP_FAILED, moved);
+	/* The latter on a kernel that moves one VMA at a time. */
+	EXPECT_TRUE(error == EINVAL || error == EFAULT);
+	EXPECT_TRUE(page_holds(access_signal(before) ? target : before, 1234));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	munmap(before, PAGE_SIZE);
+	EXPECT_EQ(0, munmap(target, PAGE_SIZE + SIZE));
+}
+
 TEST_F(gntdev_vma, mremap_that_expands_is_refused_and_unmaps_nothing)
 {
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE + PAGE_SIZE, 0));
