@@ -223,7 +223,7 @@ static void vma_with_pages_is_special(struct kunit *test)
 	struct world *w = test->priv;
 
 	KUNIT_ASSERT_EQ(test, set_pages(w), 0);
-	/* VM_MIXEDMAP keeps it from being merged, see VM_SPECIAL. */
+	/* With these flags it is not merged, see VM_SPECIAL, and not expanded. */
 	KUNIT_EXPECT_EQ(test, w->vma->vm_flags & (VM_MIXEDMAP | VM_DONTEXPAND),
 			VM_MIXEDMAP | VM_DONTEXPAND);
 }

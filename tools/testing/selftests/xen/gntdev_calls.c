@@ -58,12 +58,12 @@
 
 /* What becomes of the mapping */
 enum fate {
-	KEPT,		/* All is there, with its data. */
+	KEPT,		/* The whole mapping is there, with its data. */
 	GONE,		/* The grants are unmapped, access gives SIGBUS. */
-	HALF,		/* The second half is unmapped, and is no mapping any more. */
+	HALF,		/* The second half is unmapped, and access gives SIGSEGV. */
 };
 
-/* A call returns 0, -errno, or that this kernel lacks it. */
+/* A call returns 0, -errno, or this if the kernel lacks it. */
 #define LACKING		-255
 
 struct mapping {
