@@ -155,7 +155,7 @@ class Image:
         return program
 
     def _busybox(self, cpio, names):
-        """Busybox, all its applets, and our agent under the given names."""
+        """Busybox, all its applets, our agent under the given names, and load-modules."""
         busybox = os.path.join(self.root, 'bin/busybox')
         cpio.copy(busybox, 'bin/busybox')
         applets = subprocess.run([busybox, '--list'], check=True, capture_output=True, text=True)
@@ -165,6 +165,7 @@ class Image:
         cpio.copy(self._agent(), 'bin/agent')
         for name in names:
             cpio.link('bin/' + name, 'agent')
+        cpio.copy(os.path.join(SOURCES, 'load-modules'), 'bin/load-modules')
         for name in ('proc', 'sys', 'dev', 'run', 'tmp', 'root', 'etc'):
             cpio.mkdir(name)
         # The kernel opens it before /init runs.
@@ -223,9 +224,9 @@ class Image:
     def guest(self):
         cpio = Cpio()
         self._busybox(cpio, ['guestd'])
-        self._programs(cpio, ['usr/bin/xenstore-write'])
+        self._programs(cpio, STORE_CLIENTS)
         cpio.copy(os.path.join(SOURCES, 'guest-init'), 'init')
-        return cpio.bytes()
+        return cpio
 
 
 def is_older(made, source):
