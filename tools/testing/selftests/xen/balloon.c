@@ -84,7 +84,7 @@ struct mapping {
 
 static bool map(int gntdev, const grant_ref_t *ref, struct mapping *m)
 {
-	m->index = gntdev_add(gntdev, DOM0, ref, MAX_GRANTS);
+	m->index = gntdev_add(gntdev, granter_domid(), ref, MAX_GRANTS);
 	if (m->index < 0)
 		return false;
 	m->mem = mmap(NULL, MAX_GRANTS * PAGE_SIZE, RW, MAP_SHARED, gntdev, m->index);

@@ -102,7 +102,7 @@ static struct ioctl_gntdev_map_grant_ref *read_only_argument(void *page,
 	struct ioctl_gntdev_map_grant_ref *op = page;
 
 	op->count = 1;
-	op->refs[0].domid = DOM0;
+	op->refs[0].domid = granter_domid();
 	op->refs[0].ref = ref;
 	return mprotect(page, PAGE_SIZE, PROT_READ) ? NULL : op;
 }
@@ -118,7 +118,7 @@ TEST_F(gntdev_ioctl, map_grant_ref_that_cannot_return_its_index)
 	/* The index would have been 0. */
 	EXPECT_ERRNO(EINVAL, mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, self->fd, 0));
 	EXPECT_ERRNO(ENOENT, gntdev_remove(self->fd, 0, 1));
-	EXPECT_EQ(0, gntdev_add(self->fd, DOM0, self->ref, 1));
+	EXPECT_EQ(0, gntdev_add(self->fd, granter_domid(), self->ref, 1));
 }
 
 /* Another process with the same open file guesses the index meanwhile. */
@@ -175,16 +175,16 @@ TEST_F(gntdev_ioctl, mmap_of_unknown_reference)
 {
 	grant_ref_t ref = UINT32_MAX;
 
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, &ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), &ref, 1));
 	ref = 1 << 20;		/* beyond any grant table */
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, &ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), &ref, 1));
 
 	/* In the table, and not granted */
 	for (ref = self->env.table.count - 1; ref; ref--)
 		if (!grant_flags(&self->env.table, ref))
 			break;
 	ASSERT_NE(0, ref);
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, &ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), &ref, 1));
 }
 
 TEST_F(gntdev_ioctl, mmap_of_reference_that_was_revoked)
@@ -192,7 +192,7 @@ TEST_F(gntdev_ioctl, mmap_of_reference_that_was_revoked)
 	grant_ref_t ref = self->ref[0];
 
 	grants_close(&self->env.grants);
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, &ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), &ref, 1));
 }
 
 TEST_F(gntdev_ioctl, mmap_of_reference_to_another_domain)
@@ -201,7 +201,7 @@ TEST_F(gntdev_ioctl, mmap_of_reference_to_another_domain)
 
 	ASSERT_EQ(0, grants_open(&foreign, 1, NO_SUCH_DOMAIN,
 				 GNTALLOC_FLAG_WRITABLE));
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, foreign.ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), foreign.ref, 1));
 	grants_close(&foreign);
 }
 
@@ -220,7 +220,7 @@ TEST_F(gntdev_ioctl, mmap_with_one_bad_reference_maps_none)
 	for (bad = 0; bad < 3; bad++) {
 		memcpy(ref, self->ref, sizeof(ref));
 		ref[bad] = UINT32_MAX;
-		EXPECT_TRUE(cannot_map(self->fd, DOM0, ref, 3));
+		EXPECT_TRUE(cannot_map(self->fd, granter_domid(), ref, 3));
 		for (i = 0; i < 3; i++)
 			EXPECT_TRUE(wait_for(!grant_mapped(&self->env.table,
 							   self->ref[i])));
@@ -229,7 +229,7 @@ TEST_F(gntdev_ioctl, mmap_with_one_bad_reference_maps_none)
 
 TEST_F(gntdev_ioctl, mmap_twice)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	char *mem;
 
 	ASSERT_LE(0, index);
@@ -244,7 +244,7 @@ TEST_F(gntdev_ioctl, mmap_twice)
 
 TEST_F(gntdev_ioctl, mmap_of_wrong_size_or_offset)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	char *mem;
 
 	ASSERT_LE(0, index);
@@ -269,7 +269,7 @@ TEST_F(gntdev_ioctl, offset_that_does_not_fit)
 {
 	__u64 wraps = (1ULL << 32) * PAGE_SIZE;
 
-	ASSERT_EQ(0, gntdev_add(self->fd, DOM0, self->ref, 1));
+	ASSERT_EQ(0, gntdev_add(self->fd, granter_domid(), self->ref, 1));
 	EXPECT_ERRNO(EINVAL, mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, self->fd,
 				  wraps));
 	EXPECT_ERRNO(ENOENT, gntdev_remove(self->fd, wraps, 1));
@@ -277,7 +277,7 @@ TEST_F(gntdev_ioctl, offset_that_does_not_fit)
 
 TEST_F(gntdev_ioctl, mmap_private_cannot_be_written)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 1);
 	char *mem;
 
 	ASSERT_LE(0, index);
@@ -296,11 +296,11 @@ TEST_F(gntdev_ioctl, mmap_of_read_only_grant)
 	__s64 index;
 	char *mem;
 
-	ASSERT_EQ(0, grants_open(&read_only, 1, DOM0, 0));
+	ASSERT_EQ(0, grants_open(&read_only, 1, own_domid(), 0));
 	fill_page(read_only.mem, 7);
-	EXPECT_TRUE(cannot_map(self->fd, DOM0, read_only.ref, 1));
+	EXPECT_TRUE(cannot_map(self->fd, granter_domid(), read_only.ref, 1));
 
-	index = gntdev_add(self->fd, DOM0, read_only.ref, 1);
+	index = gntdev_add(self->fd, granter_domid(), read_only.ref, 1);
 	ASSERT_LE(0, index);
 	mem = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_SHARED, self->fd, index);
 	ASSERT_NE(MAP_FAILED, mem);
@@ -317,11 +317,11 @@ TEST_F(gntdev_ioctl, mmap_that_failed_can_be_tried_again)
 	__s64 index;
 	char *mem;
 
-	ASSERT_EQ(0, grants_open(&read_only, 1, DOM0, 0));
+	ASSERT_EQ(0, grants_open(&read_only, 1, own_domid(), 0));
 	fill_page(read_only.mem, 7);
 	ref[0] = self->ref[0];
 	ref[1] = read_only.ref[0];
-	index = gntdev_add(self->fd, DOM0, ref, 2);
+	index = gntdev_add(self->fd, granter_domid(), ref, 2);
 	ASSERT_LE(0, index);
 
 	EXPECT_ERRNO(EINVAL, mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED,
@@ -344,7 +344,7 @@ TEST_F(gntdev_ioctl, mmap_that_failed_can_be_tried_again)
 
 TEST_F(gntdev_ioctl, unmap_grant_ref_of_what_is_not_there)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 
 	ASSERT_LE(0, index);
 	EXPECT_ERRNO(EFAULT,
@@ -380,7 +380,7 @@ TEST_F(gntdev_ioctl, get_offset_for_vaddr_of_other_memory)
 TEST_F(gntdev_ioctl, get_offset_for_vaddr_below_the_mapping)
 {
 	struct ioctl_gntdev_get_offset_for_vaddr op = { };
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 1);
 	void *hole, *mem;
 
 	ASSERT_LE(0, index);
@@ -404,8 +404,8 @@ TEST_F(gntdev_ioctl, get_offset_for_vaddr_that_cannot_return_it)
 	__s64 index;
 	char *mem;
 
-	ASSERT_LE(0, gntdev_add(self->fd, DOM0, self->ref + 2, 3));
-	index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	ASSERT_LE(0, gntdev_add(self->fd, granter_domid(), self->ref + 2, 3));
+	index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	ASSERT_LT(0, index);
 	mem = mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, self->fd, index);
 	ASSERT_NE(MAP_FAILED, mem);
@@ -433,7 +433,7 @@ static int set_notify(int fd, __u64 index, __u32 action, __u32 port)
 
 TEST_F(gntdev_ioctl, set_unmap_notify_of_what_is_not_there)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 1);
 
 	ASSERT_LE(0, index);
 	EXPECT_ERRNO(EFAULT,
@@ -450,7 +450,7 @@ TEST_F(gntdev_ioctl, set_unmap_notify_of_what_is_not_there)
 
 TEST_F(gntdev_ioctl, clear_byte_at_munmap)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	char *mem;
 
 	ASSERT_LE(0, index);
@@ -460,6 +460,12 @@ TEST_F(gntdev_ioctl, clear_byte_at_munmap)
 				UNMAP_NOTIFY_CLEAR_BYTE, 0));
 	memset(self->mem, 'x', 2 * PAGE_SIZE);
 	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+	/* Where the file keeps the grants mapped, the mapping has not ended yet. */
+	if (translated()) {
+		EXPECT_TRUE(grant_mapped(&self->env.table, self->ref[1]));
+		EXPECT_EQ('x', self->mem[PAGE_SIZE + 5]);
+		ASSERT_EQ(0, gntdev_remove(self->fd, index, 2));
+	}
 	EXPECT_TRUE(wait_for(!self->mem[PAGE_SIZE + 5]));
 	EXPECT_EQ('x', self->mem[5]);
 	EXPECT_EQ('x', self->mem[PAGE_SIZE + 4]);
@@ -469,8 +475,8 @@ TEST_F(gntdev_ioctl, clear_byte_at_munmap)
 /* An event channel from this domain to itself: @to is its port at file @fd[1]. */
 static bool open_channel(int *fd, __u32 *to)
 {
-	struct ioctl_evtchn_bind_unbound_port unbound = { .remote_domain = DOM0 };
-	struct ioctl_evtchn_bind_interdomain bind = { .remote_domain = DOM0 };
+	struct ioctl_evtchn_bind_unbound_port unbound = { .remote_domain = DOMID_SELF };
+	struct ioctl_evtchn_bind_interdomain bind = { .remote_domain = DOMID_SELF };
 	int port;
 
 	fd[0] = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
@@ -490,7 +496,7 @@ static bool open_channel(int *fd, __u32 *to)
  */
 TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	int channel[2], pipe_fd[2];
 	char *mem, copy[PAGE_SIZE];
 	__u32 port;
@@ -530,7 +536,7 @@ TEST_F(gntdev_ioctl, event_does_not_wait_for_a_held_page)
 TEST_F(gntdev_ioctl, clear_byte_of_page_that_was_not_mapped)
 {
 	grant_ref_t ref[2] = { self->ref[0], UINT32_MAX };
-	__s64 index = gntdev_add(self->fd, DOM0, ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), ref, 2);
 
 	ASSERT_LE(0, index);
 	ASSERT_EQ(0, set_notify(self->fd, index + PAGE_SIZE + 5,
@@ -548,7 +554,7 @@ TEST_F(gntdev_ioctl, clear_byte_of_page_that_was_not_mapped)
 TEST_F(gntdev_ioctl, clear_byte_waits_for_the_end_of_a_mapping_that_succeeded)
 {
 	__u16 *flags = &self->env.table.entry[self->ref[1]].flags;
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 2);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 2);
 	char *mem;
 
 	ASSERT_LE(0, index);
@@ -564,13 +570,13 @@ TEST_F(gntdev_ioctl, clear_byte_waits_for_the_end_of_a_mapping_that_succeeded)
 	mem = mmap(NULL, 2 * PAGE_SIZE, RW, MAP_SHARED, self->fd, index);
 	ASSERT_NE(MAP_FAILED, mem);
 	EXPECT_EQ('x', mem[5]);
-	ASSERT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
+	ASSERT_EQ(0, gntdev_unmap(self->fd, mem, 2));
 	EXPECT_EQ(0, self->mem[5]);
 }
 
 TEST_F(gntdev_ioctl, clear_byte_of_read_only_mapping)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 1);
 	void *mem;
 
 	ASSERT_LE(0, index);
@@ -585,7 +591,7 @@ TEST_F(gntdev_ioctl, clear_byte_of_read_only_mapping)
 /* The notification is set before it is known that the mapping is read-only. */
 TEST_F(gntdev_ioctl, clear_byte_of_mapping_that_becomes_read_only)
 {
-	__s64 index = gntdev_add(self->fd, DOM0, self->ref, 1);
+	__s64 index = gntdev_add(self->fd, granter_domid(), self->ref, 1);
 	void *mem;
 
 	ASSERT_LE(0, index);
@@ -613,7 +619,7 @@ static int grant_copy(int fd, struct gntdev_grant_copy_segment *segments,
 static struct gntdev_grant_copy_segment copy_from(grant_ref_t ref, void *to)
 {
 	return (struct gntdev_grant_copy_segment) {
-		.source.foreign = { .ref = ref, .domid = DOM0 },
+		.source.foreign = { .ref = ref, .domid = granter_domid() },
 		.dest.virt = to,
 		.len = PAGE_SIZE,
 		.flags = GNTCOPY_source_gref,
@@ -625,7 +631,7 @@ static struct gntdev_grant_copy_segment copy_to(grant_ref_t ref, void *from)
 {
 	return (struct gntdev_grant_copy_segment) {
 		.source.virt = from,
-		.dest.foreign = { .ref = ref, .domid = DOM0 },
+		.dest.foreign = { .ref = ref, .domid = granter_domid() },
 		.len = PAGE_SIZE,
 		.flags = GNTCOPY_dest_gref,
 		.status = 1,
@@ -689,7 +695,7 @@ TEST_F(gntdev_ioctl, grant_copy_to_read_only_grant)
 	struct grants read_only;
 	char buf[PAGE_SIZE];
 
-	ASSERT_EQ(0, grants_open(&read_only, 1, DOM0, 0));
+	ASSERT_EQ(0, grants_open(&read_only, 1, own_domid(), 0));
 	fill_page(read_only.mem, 8);
 	memset(buf, 'x', sizeof(buf));
 	segment = copy_to(read_only.ref[0], buf);
@@ -736,7 +742,7 @@ static bool has_dmabuf(int fd)
 /* On PV this refuses every input. It must not do anything else, either. */
 TEST_F(gntdev_ioctl, dmabuf_exp_from_refs_of_no_or_too_many_grants)
 {
-	struct ioctl_gntdev_dmabuf_exp_from_refs op = { .domid = DOM0 };
+	struct ioctl_gntdev_dmabuf_exp_from_refs op = { .domid = granter_domid() };
 
 	if (!has_dmabuf(self->fd))
 		SKIP(return, "CONFIG_XEN_GNTDEV_DMABUF is off");

@@ -102,7 +102,7 @@ static void map_and_wait(const int *pipe, const grant_ref_t *ref, int disk)
 
 	mem[0] = gntdev_map(fd, ref, HALF, RW);
 	mem[1] = mmap(NULL, HALF * PAGE_SIZE, PROT_READ, MAP_PRIVATE, fd,
-		      gntdev_add(fd, DOM0, ref + HALF, HALF));
+		      gntdev_add(fd, granter_domid(), ref + HALF, HALF));
 	if (mem[0] == MAP_FAILED || mem[1] == MAP_FAILED ||
 	    !hold(pipe, mem[0] + held, NR_HELD) ||
 	    !hold(pipe, mem[1] + held, NR_HELD) ||

@@ -104,7 +104,7 @@ static const struct waiting *pending_find(const struct pending *p, pid_t pid,
 
 	snprintf(owner, sizeof(owner), "gntdev/%d", pid);
 	for (i = 0; i < p->count; i++)
-		if (p->page[i].ref == ref && p->page[i].domid == DOM0 &&
+		if (p->page[i].ref == ref && p->page[i].domid == granter_domid() &&
 		    !strcmp(p->page[i].owner, owner))
 			return &p->page[i];
 	return NULL;
@@ -198,7 +198,7 @@ static const char *log_name(grant_ref_t ref, pid_t pid)
 	static char name[64];
 
 	snprintf(name, sizeof(name), "grant %u of domain %u (owner gntdev/%d,",
-		 ref, DOM0, pid);
+		 ref, granter_domid(), pid);
 	return name;
 }
 
@@ -360,6 +360,7 @@ struct scattered {
 	bool held[NR_SCATTERED];
 	int pipe[NR_SCATTERED][2];
 	unsigned int left;
+	unsigned int nr_present;
 };
 
 static bool scattered_map(struct scattered *s, int gntdev,
@@ -381,6 +382,7 @@ static bool scattered_map(struct scattered *s, int gntdev,
 		s->held[i] = true;
 	}
 	s->left = NR_SCATTERED + NR_SCATTERED / 2;
+	s->nr_present = NR_SCATTERED;
 	return true;
 }
 
@@ -398,11 +400,15 @@ static bool scattered_step(struct scattered *s, unsigned int i, void *copy)
 	while (count < max && i + count < NR_SCATTERED && s->present[i + count])
 		s->present[i + count++] = false;
 	s->left -= count;
+	s->nr_present -= count;
 	return !count || !munmap(page(s->mem, i), count * PAGE_SIZE);
 }
 
+/* Where addresses are translated, no grant goes before the whole map does. */
 static bool scattered_used(const struct scattered *s, unsigned int grant)
 {
+	if (translated() && s->nr_present)
+		return true;
 	return s->present[grant] || s->held[grant] ||
 	       s->present[grant + MAX_GRANTS] || s->held[grant + MAX_GRANTS];
 }
@@ -452,7 +458,7 @@ static void map_until_killed(const grant_ref_t *ref)
 		unsigned int count = 1 + below(MAX_RANGE);
 		unsigned int first = below(MAX_GRANTS - count + 1);
 		unsigned int some = below(count), held = 1 + below(count);
-		__s64 index = gntdev_add(gntdev, DOM0, ref + first, count);
+		__s64 index = gntdev_add(gntdev, granter_domid(), ref + first, count);
 		void *mem = mmap(NULL, count * PAGE_SIZE, RW, MAP_SHARED,
 				 gntdev, index);
 
@@ -533,7 +539,7 @@ static bool killed(pid_t pid)
 static int open_with_held_page(const int *pipe, const grant_ref_t *ref)
 {
 	int fd = open("/dev/xen/gntdev", O_RDWR | O_CLOEXEC);
-	__s64 index = gntdev_add(fd, DOM0, ref, 1);
+	__s64 index = gntdev_add(fd, granter_domid(), ref, 1);
 	void *mem = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, fd, index);
 
 	if (mem == MAP_FAILED || !hold(pipe, mem, 1) ||
@@ -1354,7 +1360,7 @@ static bool race_map(struct race *r, int gntdev, const grant_ref_t *ref)
 	for (i = 0; i < MAX_GRANTS; i++)
 		shifted[i] = ref[(place->first + i) % MAX_GRANTS];
 	for (i = 0; i < MAX_GRANTS; i += r->pages) {
-		index = gntdev_add(gntdev, DOM0, shifted + i, r->pages);
+		index = gntdev_add(gntdev, granter_domid(), shifted + i, r->pages);
 		if (mmap(page(place->mem, i), r->pages * PAGE_SIZE, RW,
 			 MAP_SHARED | MAP_FIXED, gntdev, index) == MAP_FAILED ||
 		    gntdev_remove(gntdev, index, r->pages))
@@ -1542,7 +1548,7 @@ FIXTURE_TEARDOWN(no_memory)
 TEST_F(no_memory, pages_are_unmapped_all_the_same)
 {
 	struct ioctl_gntdev_map_grant_ref op = {
-		.count = 1, .refs[0] = { .domid = DOM0, .ref = self->ref[0] },
+		.count = 1, .refs[0] = { .domid = granter_domid(), .ref = self->ref[0] },
 	};
 	int got_none, error, dropped;
 	unsigned int i;
@@ -1562,8 +1568,9 @@ TEST_F(no_memory, pages_are_unmapped_all_the_same)
 	EXPECT_EQ(-1, got_none);
 	EXPECT_EQ(ENOMEM, error);
 	EXPECT_EQ(0, dropped);
+	/* Elsewhere than on PV the grants stay until munmap(). */
 	for (i = 0; i < 8; i++)
-		EXPECT_EQ(i == 5 || i == 6, mapped(i));
+		EXPECT_EQ(translated() || i == 5 || i == 6, mapped(i));
 
 	/* munmap() may fail for want of memory. Then do it again with memory. */
 	ASSERT_TRUE(have_no_memory(self->make_it_fail, true));
@@ -1571,6 +1578,8 @@ TEST_F(no_memory, pages_are_unmapped_all_the_same)
 	ASSERT_TRUE(have_no_memory(self->make_it_fail, false));
 	if (dropped)
 		ASSERT_EQ(0, munmap(mem, 8 * PAGE_SIZE));
+	for (i = 0; i < 8; i++)
+		EXPECT_EQ(i == 5 || i == 6, mapped(i));
 
 	for (i = 5; i < 7; i++) {
 		ASSERT_TRUE(drain(self->pipe, self->copy));

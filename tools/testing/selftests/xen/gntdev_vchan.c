@@ -64,7 +64,7 @@ static int notify_server(const struct grants *g, __u32 port)
 /* Returns a port at which an event will come, or -1. */
 static int port_open(int fd)
 {
-	struct ioctl_evtchn_bind_unbound_port op = { .remote_domain = DOM0 };
+	struct ioctl_evtchn_bind_unbound_port op = { .remote_domain = DOMID_SELF };
 
 	return ioctl(fd, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &op);
 }
@@ -73,7 +73,7 @@ static int port_open(int fd)
 static int port_connect(int fd, int port)
 {
 	struct ioctl_evtchn_bind_interdomain op = {
-		.remote_domain = DOM0, .remote_port = port,
+		.remote_domain = DOMID_SELF, .remote_port = port,
 	};
 
 	return ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, &op);
@@ -90,7 +90,7 @@ static bool ends_open(struct ends *e, int client_port, int server_port)
 	if (e->evtchn < 0)
 		return false;
 
-	if (grants_open(&e->server, NR_PAGES, DOM0, GNTALLOC_FLAG_WRITABLE))
+	if (grants_open(&e->server, NR_PAGES, own_domid(), GNTALLOC_FLAG_WRITABLE))
 		return false;
 	for (i = 0; i < NR_PAGES; i++)
 		fill_page(page(e->server.mem, i), i);
@@ -101,7 +101,7 @@ static bool ends_open(struct ends *e, int client_port, int server_port)
 		return false;
 
 	e->client = open("/dev/xen/gntdev", O_RDWR);
-	index = gntdev_add(e->client, DOM0, ref, 1);
+	index = gntdev_add(e->client, granter_domid(), ref, 1);
 	e->control = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED, e->client, index);
 	e->data = gntdev_map(e->client, ref + 1, NR_PAGES - 1, RW);
 	if (e->control == MAP_FAILED || e->data == MAP_FAILED)

@@ -242,7 +242,7 @@ TEST_F(gntdev_vma, look_up_goes_on_behind_the_mapping)
 	for (i = 0; i < 40; i++)
 		fill_page(page(mem, i), i);
 	for (i = 10; i < 30; i += 10) {
-		__s64 index = gntdev_add(self->env.gntdev, DOM0, self->ref + i, 10);
+		__s64 index = gntdev_add(self->env.gntdev, granter_domid(), self->ref + i, 10);
 
 		ASSERT_LE(0, index);
 		ASSERT_EQ(page(mem, i), mmap(page(mem, i), 10 * PAGE_SIZE, RW,
@@ -266,7 +266,7 @@ TEST_F(gntdev_vma, look_up_goes_on_in_the_next_page_table)
 	mem = (char *)(((uintptr_t)area + PMD_SIZE) & ~(PMD_SIZE - 1)) - 7 * PAGE_SIZE;
 	if (mem < area)
 		mem += PMD_SIZE;
-	index = gntdev_add(self->env.gntdev, DOM0, self->ref, 16);
+	index = gntdev_add(self->env.gntdev, granter_domid(), self->ref, 16);
 	ASSERT_LE(0, index);
 	ASSERT_EQ(mem, mmap(mem, 16 * PAGE_SIZE, RW, MAP_SHARED | MAP_FIXED,
 			    self->env.gntdev, index));
