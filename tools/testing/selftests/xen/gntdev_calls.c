@@ -4,7 +4,9 @@
  * grants. A table says what each call returns, and what becomes of the mapping. One
  * page of the mapping is in use meanwhile. Calls that a kernel lacks are skipped.
  *
- * A call that is refused leaves the whole mapping in place.
+ * A call that is refused leaves the whole mapping in place. Where addresses are
+ * translated the PTEs are normal ones, so fewer calls are refused, and nothing but the
+ * end of the whole mapping unmaps grants.
  *
  * With XEN_SELFTEST_IDLE in the environment no page is in use. This is for kernels
  * that do not survive the end of a mapping otherwise.
@@ -59,8 +61,11 @@
 /* What becomes of the mapping */
 enum fate {
 	KEPT,		/* The whole mapping is there, with its data. */
-	GONE,		/* The grants are unmapped, access gives SIGBUS. */
+	GONE,		/* The PTEs are gone, access gives SIGBUS. */
 	HALF,		/* The second half is unmapped, and access gives SIGSEGV. */
+	/* Only where addresses are translated */
+	READABLE,	/* All of the mapping can be read. */
+	HIDDEN,		/* The mapping is there, and access gives SIGSEGV. */
 };
 
 /* A call returns 0, -errno, or this if the kernel lacks it. */
@@ -86,6 +91,12 @@ FIXTURE_VARIANT(call)
 	int error;
 	enum fate fate;
 	const char *needs;	/* if not every kernel has it */
+	/* What is different where addresses are translated */
+	struct {
+		bool differs;
+		int error;
+		enum fate fate;
+	} translated;
 };
 
 FIXTURE_SETUP(call)
@@ -117,9 +128,20 @@ static bool page_gone(struct mapping *map, unsigned int i, int sig)
 
 	if (access_signal(page(map->mem, i)) != sig)
 		return false;
-	if (map->held && i == HELD)
+	if (translated() || (map->held && i == HELD))
 		return grant_mapped(&map->env->table, ref);
 	return wait_for(!grant_mapped(&map->env->table, ref));
+}
+
+static bool is_readable(struct mapping *map)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		if (access_signal(page(map->mem, i)) || !page_holds(page(map->mem, i), i) ||
+		    !grant_mapped(&map->env->table, map->env->grants.ref[i]))
+			return false;
+	return true;
 }
 
 static bool has_fate(struct mapping *map, enum fate fate)
@@ -127,23 +149,26 @@ static bool has_fate(struct mapping *map, enum fate fate)
 	unsigned int kept = fate == KEPT ? NR_PAGES : fate == HALF ? NR_PAGES / 2 : 0;
 	unsigned int i;
 
+	if (fate == READABLE)
+		return is_readable(map);
 	if (!pages_shared(map->env, map->mem, 0, kept))
 		return false;
 	for (i = kept; i < NR_PAGES; i++)
-		if (!page_gone(map, i, fate == HALF ? SIGSEGV : SIGBUS))
+		if (!page_gone(map, i, fate == GONE ? SIGBUS : SIGSEGV))
 			return false;
 	return true;
 }
 
 TEST_F_TIMEOUT(call, is_as_the_table_says, 120)
 {
+	bool differs = translated() && variant->translated.differs;
 	int error = variant->run(&self->map, variant->arg);
 	char copy[PAGE_SIZE];
 
 	if (error == LACKING)
 		SKIP(return, "needs %s", variant->needs ?: "another kernel");
-	EXPECT_EQ(variant->error, error);
-	EXPECT_TRUE(has_fate(&self->map, variant->fate));
+	EXPECT_EQ(differs ? variant->translated.error : variant->error, error);
+	EXPECT_TRUE(has_fate(&self->map, differs ? variant->translated.fate : variant->fate));
 
 	/* The pipe has its page, with the data, whatever became of the mapping. */
 	if (!self->map.held)
@@ -152,7 +177,8 @@ TEST_F_TIMEOUT(call, is_as_the_table_says, 120)
 	EXPECT_TRUE(page_holds(copy, HELD));
 }
 
-#define CALL(name)	FIXTURE_VARIANT_ADD(call, name)
+#define CALL(name)		FIXTURE_VARIANT_ADD(call, name)
+#define TRANSLATED(error, fate)	.translated = { true, error, fate }
 
 /* Helpers */
 
@@ -349,15 +375,19 @@ static int run_pkey_mprotect_key(struct mapping *map, long prot)
 }
 
 CALL(mprotect_same) { run_mprotect, RW, 0, KEPT };
-CALL(mprotect_read) { run_mprotect, PROT_READ, -EACCES, KEPT };
-CALL(mprotect_none) { run_mprotect, PROT_NONE, -EACCES, KEPT };
-CALL(mprotect_exec) { run_mprotect, RW | PROT_EXEC, -EACCES, KEPT };
-CALL(mprotect_part) { run_mprotect_part, PROT_READ, -EACCES, KEPT };
+CALL(mprotect_read) { run_mprotect, PROT_READ, -EACCES, KEPT, TRANSLATED(0, READABLE) };
+CALL(mprotect_none) { run_mprotect, PROT_NONE, -EACCES, KEPT, TRANSLATED(0, HIDDEN) };
+CALL(mprotect_exec) { run_mprotect, RW | PROT_EXEC, -EACCES, KEPT, TRANSLATED(0, KEPT) };
+CALL(mprotect_part) { run_mprotect_part, PROT_READ, -EACCES, KEPT, TRANSLATED(0, READABLE) };
 CALL(pkey_mprotect_same) { run_pkey_mprotect, RW, 0, KEPT };
-CALL(pkey_mprotect_read) { run_pkey_mprotect, PROT_READ, -EACCES, KEPT };
+CALL(pkey_mprotect_read) {
+	run_pkey_mprotect, PROT_READ, -EACCES, KEPT,
+	TRANSLATED(0, READABLE)
+};
+
 CALL(pkey_mprotect_key) {
 	run_pkey_mprotect_key, RW, -EACCES, KEPT,
-	"protection keys of the processor"
+	"protection keys of the processor", TRANSLATED(0, KEPT)
 };
 
 /* Where it is */
@@ -383,25 +413,57 @@ static int run_mremap(struct mapping *map, long arg)
 {
 	const struct remap *r = (void *)arg;
 	char *target = anonymous(2 * SIZE);
+	unsigned int i;
 	void *ret;
 
 	target[0] = 't';
 	ret = mremap(map->mem, r->old_size, r->new_size, r->flags, target);
 	if (ret == MAP_FAILED)
 		return target[0] == 't' ? -errno : -EIO;
-	return ret == map->mem ? 0 : -EIO;
+	if (ret == map->mem)
+		return 0;
+
+	/* It has moved: look, and move it back. */
+	for (i = 0; i < r->old_size / PAGE_SIZE; i++)
+		if (access_signal(page(map->mem, i)) != SIGSEGV)
+			return -EIO;
+	for (i = 0; i < r->new_size / PAGE_SIZE; i++)
+		if (access_signal(page(ret, i)) || !page_holds(page(ret, i), i))
+			return -EBADMSG;
+	return mremap(ret, r->new_size, r->new_size, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      map->mem) == map->mem ? 0 : -errno;
 }
 
 CALL(mremap_same) { run_mremap, (long)&remap_same, 0, KEPT };
 CALL(mremap_same_may_move) { run_mremap, (long)&remap_same_may_move, 0, KEPT };
-CALL(mremap_fixed) { run_mremap, (long)&remap_fixed, -EINVAL, KEPT };
-CALL(mremap_fixed_part) { run_mremap, (long)&remap_fixed_part, -EINVAL, KEPT };
+CALL(mremap_fixed) { run_mremap, (long)&remap_fixed, -EINVAL, KEPT, TRANSLATED(0, KEPT) };
+CALL(mremap_fixed_part) {
+	run_mremap, (long)&remap_fixed_part, -EINVAL, KEPT,
+	TRANSLATED(0, KEPT)
+};
+
 CALL(mremap_dontunmap) { run_mremap, (long)&remap_dontunmap, -EINVAL, KEPT };
-CALL(mremap_grow) { run_mremap, (long)&remap_grow, -EINVAL, KEPT };
-CALL(mremap_grow_may_move) { run_mremap, (long)&remap_grow_may_move, -EINVAL, KEPT };
-CALL(mremap_twice) { run_mremap, (long)&remap_twice, -EINVAL, KEPT };
+/* VM_DONTEXPAND answers with EFAULT. */
+CALL(mremap_grow) {
+	run_mremap, (long)&remap_grow, -EINVAL, KEPT,
+	TRANSLATED(-EFAULT, KEPT)
+};
+
+CALL(mremap_grow_may_move) {
+	run_mremap, (long)&remap_grow_may_move, -EINVAL, KEPT,
+	TRANSLATED(-EFAULT, KEPT)
+};
+
+CALL(mremap_twice) {
+	run_mremap, (long)&remap_twice, -EINVAL, KEPT,
+	TRANSLATED(-EFAULT, KEPT)
+};
+
 CALL(mremap_shrink) { run_mremap, (long)&remap_shrink, 0, HALF };
-CALL(mremap_shrink_fixed) { run_mremap, (long)&remap_shrink_fixed, -EINVAL, KEPT };
+CALL(mremap_shrink_fixed) {
+	run_mremap, (long)&remap_shrink_fixed, -EINVAL, KEPT,
+	TRANSLATED(0, HALF)
+};
 
 static int run_remap_file_pages(struct mapping *map, long offset)
 {
@@ -507,7 +569,7 @@ static int copy_by_vm(struct mapping *map, long arg)
 
 static int copy_by_ptrace(struct mapping *map, long arg)
 {
-	long *there = page(map->mem, 2);
+	long *there = page(map->mem, 2), copy[PAGE_SIZE / sizeof(long)];
 	int status, error = 0;
 	long word;
 
@@ -519,7 +581,8 @@ static int copy_by_ptrace(struct mapping *map, long arg)
 	if (errno || ptrace(PTRACE_POKEDATA, mapper, there, word))
 		error = -errno;
 	ptrace(PTRACE_DETACH, mapper, 0, 0);
-	if (!error && word != *(long *)page(map->env->grants.mem, 2))
+	fill_page(copy, 2);
+	if (!error && word != copy[0])
 		error = -EBADMSG;
 	return error;
 }
@@ -851,7 +914,7 @@ CALL(proc_pagemap) { run_pagemap, 0, 0, KEPT, "PROC_PAGE_MONITOR" };
 
 static int look_for_it(struct mapping *map, long arg)
 {
-	return access_signal(map->mem) == SIGSEGV ? 0 : -EIO;
+	return access_signal(map->mem) == (translated() ? 0 : SIGSEGV) ? 0 : -EIO;
 }
 
 static int run_fork(struct mapping *map, long arg)

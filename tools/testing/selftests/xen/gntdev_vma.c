@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A process can unmap parts of memory that is mapped from grants, but it cannot move
- * or expand the memory, or change its protection. Whatever is refused is refused
+ * A process can unmap parts of memory that is mapped from grants, but it cannot
+ * expand the memory. On PV it cannot move the memory or change its protection, either,
+ * because only the hypervisor can change the PTEs. Whatever is refused is refused
  * before anything is unmapped.
+ *
+ * Where addresses are translated the PTEs are normal ones, and only the end of the
+ * whole mapping unmaps grants.
  */
 #include <stdint.h>
 #include <sys/ptrace.h>
@@ -58,10 +62,24 @@ do {					\
 
 #define shared(first, count)	pages_shared(&self->env, self->mem, first, count)
 
+/* A part of the mapping is gone: on PV that unmaps its grants. */
+#define part_unmapped(i)	(translated() ? mapped(i) : wait_for(!mapped(i)))
+
 /* Refused */
 
-TEST_F(gntdev_vma, mprotect_is_refused_and_unmaps_nothing)
+TEST_F(gntdev_vma, mprotect_unmaps_nothing)
 {
+	if (translated()) {
+		EXPECT_EQ(0, mprotect(self->mem, SIZE, PROT_READ));
+		EXPECT_EQ(0, access_signal(at(8)));
+		EXPECT_EQ(0, mprotect(at(8), PAGE_SIZE, PROT_NONE));
+		EXPECT_EQ(SIGSEGV, access_signal(at(8)));
+		EXPECT_FALSE(hold(self->pipe, at(8), 1));
+		EXPECT_TRUE(mapped(8));
+		EXPECT_EQ(0, mprotect(self->mem, SIZE, RW));
+		EXPECT_TRUE(shared(0, MAX_GRANTS));
+		return;
+	}
 	EXPECT_ERRNO(EACCES, mprotect(self->mem, SIZE, PROT_READ));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 	EXPECT_ERRNO(EACCES, mprotect(at(8), PAGE_SIZE, PROT_NONE));
@@ -88,12 +106,33 @@ TEST_F(gntdev_vma, mprotect_cannot_make_a_read_only_mapping_writable)
 	EXPECT_EQ(0, munmap(mem, 2 * PAGE_SIZE));
 }
 
-/* The target keeps its data, and the mapping stays where it is. */
-TEST_F(gntdev_vma, mremap_that_moves_is_refused_and_unmaps_nothing)
+/* On PV the target keeps its data, and the mapping stays where it is. */
+TEST_F(gntdev_vma, mremap_that_moves_unmaps_nothing)
 {
 	char *target = mmap(NULL, SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	ASSERT_NE(MAP_FAILED, target);
+	if (translated()) {
+		EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE,
+					    MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL));
+		ASSERT_EQ(page(target, 4), mremap(at(4), 2 * PAGE_SIZE, 2 * PAGE_SIZE,
+						  MREMAP_MAYMOVE | MREMAP_FIXED,
+						  page(target, 4)));
+		EXPECT_EQ(SIGSEGV, access_signal(at(5)));
+		EXPECT_TRUE(shared(0, 4));
+		EXPECT_TRUE(shared(6, MAX_GRANTS - 6));
+		EXPECT_TRUE(pages_shared(&self->env, target, 4, 2));
+		ASSERT_TRUE(hold(self->pipe, page(target, 5), 1));
+		ASSERT_TRUE(drain(self->pipe, self->copy));
+		EXPECT_TRUE(page_holds(self->copy, 5));
+		/* What is left where it was goes first. */
+		EXPECT_EQ(0, munmap(self->mem, SIZE));
+		EXPECT_TRUE(pages_shared(&self->env, target, 4, 2));
+		EXPECT_TRUE(mapped(0));
+		EXPECT_EQ(0, munmap(target, SIZE));
+		EXPECT_TRUE(wait_for(!mapped(0) && !mapped(4)));
+		return;
+	}
 	fill_page(target, 1234);
 	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE,
 				    MREMAP_MAYMOVE | MREMAP_FIXED, target));
@@ -125,30 +164,39 @@ TEST_F(gntdev_vma, mremap_of_several_vmas_unmaps_nothing)
 	moved = mremap(before, PAGE_SIZE + SIZE, PAGE_SIZE + SIZE,
 		       MREMAP_MAYMOVE | MREMAP_FIXED, target);
 	error = errno;
-	EXPECT_EQ(MAP_FAILED, moved);
 	/* The latter on a kernel that moves one VMA at a time. */
-	EXPECT_TRUE(error == EINVAL || error == EFAULT);
+	if (moved == MAP_FAILED)
+		EXPECT_TRUE(error == EINVAL || error == EFAULT);
 	EXPECT_TRUE(page_holds(access_signal(before) ? target : before, 1234));
-	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	if (moved == MAP_FAILED) {
+		EXPECT_TRUE(shared(0, MAX_GRANTS));
+	} else {
+		EXPECT_TRUE(translated());
+		EXPECT_TRUE(pages_shared(&self->env, page(target, 1), 0, MAX_GRANTS));
+	}
 	munmap(before, PAGE_SIZE);
 	EXPECT_EQ(0, munmap(target, PAGE_SIZE + SIZE));
 }
 
 TEST_F(gntdev_vma, mremap_that_expands_is_refused_and_unmaps_nothing)
 {
-	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, SIZE + PAGE_SIZE, 0));
-	EXPECT_ERRNO(EINVAL, mremap(self->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE));
-	EXPECT_ERRNO(EINVAL, mremap(at(1), PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE));
+	/* EFAULT is the answer of VM_DONTEXPAND. */
+	const int error = translated() ? EFAULT : EINVAL;
+
+	EXPECT_ERRNO(error, mremap(self->mem, SIZE, SIZE + PAGE_SIZE, 0));
+	EXPECT_ERRNO(error, mremap(self->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE));
+	EXPECT_ERRNO(error, mremap(at(1), PAGE_SIZE, 2 * PAGE_SIZE, MREMAP_MAYMOVE));
 	/* This would map the same memory a second time. */
-	EXPECT_ERRNO(EINVAL, mremap(self->mem, 0, SIZE, MREMAP_MAYMOVE));
+	EXPECT_ERRNO(error, mremap(self->mem, 0, SIZE, MREMAP_MAYMOVE));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
 /* This would call mmap() of the same file again, which a map of grants cannot have. */
 TEST_F(gntdev_vma, remap_file_pages_is_refused_and_unmaps_nothing)
 {
-	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, self->mem, SIZE, 0, 0, 0));
 	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, at(8), PAGE_SIZE, 0, 9, 0));
+	EXPECT_TRUE(shared(0, MAX_GRANTS));
+	EXPECT_ERRNO(EINVAL, syscall(__NR_remap_file_pages, self->mem, SIZE, 0, 0, 0));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
@@ -158,9 +206,11 @@ TEST_F(gntdev_vma, mremap_that_shrinks_unmaps_the_rest)
 {
 	EXPECT_EQ(self->mem, mremap(self->mem, SIZE, 10 * PAGE_SIZE, 0));
 	EXPECT_TRUE(shared(0, 10));
-	EXPECT_TRUE(wait_for(!mapped(10)));
-	EXPECT_TRUE(wait_for(!mapped(MAX_GRANTS - 1)));
+	EXPECT_TRUE(part_unmapped(10));
+	EXPECT_TRUE(part_unmapped(MAX_GRANTS - 1));
 	EXPECT_EQ(SIGSEGV, access_signal(at(10)));
+	ASSERT_EQ(0, munmap(self->mem, 10 * PAGE_SIZE));
+	EXPECT_TRUE(wait_for(!mapped(0) && !mapped(10)));
 }
 
 /* Each address still leads to the page that belongs there, for I/O as well. */
@@ -176,7 +226,7 @@ TEST_F(gntdev_vma, parts_of_a_split_mapping_have_their_pages)
 			if (gone[j] == i)
 				break;
 		if (j < ARRAY_SIZE(gone)) {
-			EXPECT_TRUE(wait_for(!mapped(i)));
+			EXPECT_TRUE(part_unmapped(i));
 			EXPECT_EQ(SIGSEGV, access_signal(at(i)));
 			continue;
 		}
@@ -312,8 +362,9 @@ TEST_F(gntdev_vma, look_up_to_write_is_refused_where_a_mapping_is_read_only)
 TEST_F(gntdev_vma, dontneed_unmaps_and_the_rest_stays)
 {
 	ASSERT_EQ(0, madvise(at(5), 2 * PAGE_SIZE, MADV_DONTNEED));
-	EXPECT_TRUE(wait_for(!mapped(5)));
-	EXPECT_TRUE(wait_for(!mapped(6)));
+	EXPECT_TRUE(part_unmapped(5));
+	EXPECT_TRUE(part_unmapped(6));
+	/* Nothing brings the PTEs back. */
 	EXPECT_EQ(SIGBUS, access_signal(at(5)));
 	EXPECT_EQ(SIGBUS, access_signal(at(6)));
 	/* The kernel does not find a page there, either. */
@@ -328,8 +379,8 @@ TEST_F(gntdev_vma, another_mapping_takes_the_place_of_a_part)
 			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 
 	ASSERT_EQ(at(30), other);
-	EXPECT_TRUE(wait_for(!mapped(30)));
-	EXPECT_TRUE(wait_for(!mapped(31)));
+	EXPECT_TRUE(part_unmapped(30));
+	EXPECT_TRUE(part_unmapped(31));
 	EXPECT_EQ(0, other[0]);
 	fill_page(other, 4321);
 	EXPECT_TRUE(page_holds(granted(30), 30));
@@ -347,7 +398,8 @@ TEST_F(gntdev_vma, mlock_and_munlock_leave_the_mapping)
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-static void fork_and_look(struct __test_metadata *_metadata, const char *mem)
+/* A child's access to @mem ends in signal @expected, or in none. */
+static void fork_and_look(struct __test_metadata *_metadata, const char *mem, int expected)
 {
 	pid_t pid = fork();
 	int status;
@@ -357,21 +409,56 @@ static void fork_and_look(struct __test_metadata *_metadata, const char *mem)
 		_exit(access_signal(mem));
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFEXITED(status));
-	EXPECT_EQ(SIGSEGV, WEXITSTATUS(status));
+	EXPECT_EQ(expected, WEXITSTATUS(status));
 }
 
-TEST_F(gntdev_vma, child_does_not_get_the_mapping)
+/* On PV the child cannot have the mapping: the hypervisor would refuse its PTEs. */
+TEST_F(gntdev_vma, child_gets_the_mapping_only_if_its_ptes_are_normal)
 {
-	fork_and_look(_metadata, self->mem);
+	fork_and_look(_metadata, self->mem, translated() ? 0 : SIGSEGV);
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
-/* The child cannot have the mapping: the hypervisor would refuse its PTEs. */
+/* The grants stay as long as the parent or the child has the mapping. */
+TEST_F(gntdev_vma, child_keeps_the_mapping_that_it_gets)
+{
+	int to_child[2];
+	char byte = 0;
+	int status;
+	pid_t pid;
+
+	ASSERT_EQ(0, pipe(to_child));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		close(to_child[1]);
+		if (read(to_child[0], &byte, 1))
+			_exit(1);
+		if (!translated())
+			_exit(access_signal(at(2)) == SIGSEGV ? 0 : 2);
+		if (access_signal(at(2)) || !page_holds(at(2), 200))
+			_exit(3);
+		fill_page(at(2), 201);
+		_exit(0);
+	}
+	close(to_child[0]);
+	ASSERT_EQ(0, munmap(self->mem, SIZE));
+	EXPECT_EQ(translated(), mapped(2));
+	fill_page(granted(2), 200);
+	close(to_child[1]);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_TRUE(page_holds(granted(2), translated() ? 201 : 200));
+	EXPECT_TRUE(wait_for(!mapped(2)));
+}
+
 TEST_F(gntdev_vma, dofork_is_refused)
 {
 	EXPECT_ERRNO(EINVAL, madvise(self->mem, SIZE, MADV_DOFORK));
 	EXPECT_ERRNO(EINVAL, madvise(at(5), PAGE_SIZE, MADV_DOFORK));
-	fork_and_look(_metadata, self->mem);
+	fork_and_look(_metadata, self->mem, translated() ? 0 : SIGSEGV);
+	EXPECT_EQ(0, madvise(self->mem, SIZE, MADV_DONTFORK));
+	fork_and_look(_metadata, self->mem, SIGSEGV);
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 }
 
@@ -393,10 +480,10 @@ static long referenced_kb(const char *mem)
 }
 
 /*
- * Only the hypervisor may change these PTEs, so their accessed bits stay. It would
- * let this domain change them here, because this is the granting domain, too.
+ * On PV only the hypervisor may change these PTEs, so their accessed bits stay. It
+ * would let a domain change them that is the granting domain, too.
  */
-TEST_F(gntdev_vma, clear_refs_leaves_the_ptes)
+TEST_F(gntdev_vma, clear_refs_leaves_the_mapping)
 {
 	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
 
@@ -405,7 +492,7 @@ TEST_F(gntdev_vma, clear_refs_leaves_the_ptes)
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 	EXPECT_EQ(SIZE / 1024, referenced_kb(self->mem));
 	EXPECT_EQ(1, write(fd, "1", 1));
-	EXPECT_EQ(SIZE / 1024, referenced_kb(self->mem));
+	EXPECT_EQ(translated() ? 0 : SIZE / 1024, referenced_kb(self->mem));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 	close(fd);
 }
@@ -448,27 +535,29 @@ TEST_F(gntdev_vma, scan_that_protects_written_pages_unmaps_nothing)
 /* The child maps the grants. This process reads and writes the child's memory. */
 TEST_F(gntdev_vma, ptrace_reads_and_writes_the_mapping)
 {
+	int to_parent[2];
 	char *mem;
 	int status;
 	pid_t pid;
 	long word;
 
+	ASSERT_EQ(0, pipe(to_parent));
 	ASSERT_EQ(0, munmap(self->mem, SIZE));
 	fill_page(granted(9), 9);
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
 		mem = gntdev_map(self->env.gntdev, self->ref, MAX_GRANTS, RW);
-		/* The parent reads the address from the first page of the granting side. */
-		if (mem == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, 0, 0))
+		if (mem == MAP_FAILED || ptrace(PTRACE_TRACEME, 0, 0, 0) ||
+		    write(to_parent[1], &mem, sizeof(mem)) != sizeof(mem))
 			_exit(1);
-		*(char **)self->grants->mem = mem;
 		raise(SIGSTOP);
 		_exit(0);
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_TRUE(WIFSTOPPED(status));
-	mem = page(*(char **)self->grants->mem, 9);
+	ASSERT_EQ(sizeof(mem), read(to_parent[0], &mem, sizeof(mem)));
+	mem = page(mem, 9);
 	errno = 0;
 	word = ptrace(PTRACE_PEEKDATA, pid, mem, 0);
 	EXPECT_EQ(0, errno);
