@@ -31,6 +31,29 @@ help() {
 	exit 0
 }
 
+# arch_of KERNEL, by its name in scripts/kernel
+arch_of() {
+	case $1 in
+	arm64*) echo arm64 ;;
+	*) echo x86 ;;
+	esac
+}
+
+# cross_of KERNEL: the prefix of the compiler and of its tools
+cross_of() { [ "$(arch_of "$1")" = x86 ] || echo aarch64-linux-gnu-; }
+
+# arch_for_make KERNEL: what make is told about its architecture, a word a line
+arch_for_make() { [ "$(arch_of "$1")" = x86 ] || printf '%s\n' ARCH=arm64 "CROSS_COMPILE=$(cross_of "$1")"; }
+
+# kernel_for_runner KERNEL: what testbed/runner/dom0 is told about it, a word a line
+kernel_for_runner() {
+	case $1 in
+	arm64) printf '%s\n' --arch arm64 --kernel patched ;;
+	arm64-*) printf '%s\n' --arch arm64 --kernel "${1#arm64-}" ;;
+	*) printf '%s\n' --kernel "$1" ;;
+	esac
+}
+
 # One build at a time of a base.
 lock_build() {
 	mkdir -p "$WORK" || die "cannot make $WORK"
