@@ -59,6 +59,12 @@ LINUX = [
             'general protection fault, probably for non-canonical address 0xdead000000000100: '
             '0000 [#1] PREEMPT SMP NOPTI'),
     Pattern(r'Oops', 'marker', 'Oops: Oops: 0002 [#1] SMP NOPTI'),
+    Pattern(r'Internal error: ', 'marker', 'Internal error: Oops: 0000000096000005 [#1]  SMP'),
+    Pattern(r'Unhandled .* exception on CPU', 'trace',
+            'Unhandled 64-bit el1h sync exception on CPU0, ESR 0x0000000002000000 -- BTI'),
+    Pattern(r'SError Interrupt on CPU', 'trace',
+            'SError Interrupt on CPU0, code 0x00000000be000011 -- SError'),
+    Pattern(r'Insufficient stack space', 'trace', 'Insufficient stack space to handle exception!'),
     Pattern(r'.*[Uu]nable to handle (kernel|page|NULL)', 'marker',
             'Unable to handle kernel paging request at virtual address dead000000000100'),
     Pattern(r'Kernel panic - not syncing', 'trace',
@@ -84,7 +90,7 @@ LINUX = [
     Pattern(r'irq \d+: nobody cared', 'trace',
             'irq 9: nobody cared (try booting with the "irqpoll" option)'),
     Pattern(r'Fixing recursive fault', 'line', 'Fixing recursive fault but reboot is needed!'),
-    Pattern(r'Call Trace:', 'trace', 'Call Trace:'),
+    Pattern(r'Call [Tt]race:', 'trace', 'Call Trace:'),
 ]
 
 XEN = [
@@ -94,11 +100,12 @@ XEN = [
     Pattern(r'.*Xen call trace', 'line', 'Xen call trace:'),
     Pattern(r'.*domain_crash', 'line',
             'domain_crash called from arch/x86/pv/traps.c:123'),
+    Pattern(r'Hypervisor Trap', 'line', 'Hypervisor Trap. HSR=0x00000096000006 EC=0x25 IL=1 Syndrome=0x6'),
     Pattern(r'.*(Domain|Dom0).* crashed', 'line', 'Hardware Dom0 crashed: rebooting machine in 5 seconds.'),
     Pattern(r'Watchdog timer', 'line', 'Watchdog timer detects that CPU0 is stuck!'),
     Pattern(r'\S+\.c:\d+:d', 'line', 'mm.c:3520:d0v0 Could not get page ref for mfn 123456'),
     Pattern(r'(grant_table|mm)\.c:', 'line', 'grant_table.c:803: Bad flags (0) or dom (0)'),
-    Pattern(r'd(\d+|\[\w+\])(v\d+)?[ :](?!has maximum)', 'line', 'd0v0 Unhandled page fault fault/trap [#14, ec=0002]'),
+    Pattern(r'd(\d+|\[\w+\])(v\d+)?[ :](?!has maximum|( vGIC[DR]: .*)?unhandled word write 0x\w+ to ICACTIVER)', 'line', 'd0v0 Unhandled page fault fault/trap [#14, ec=0002]'),
 ]
 
 # What may follow a call trace in its report.
@@ -107,8 +114,8 @@ AFTER_TRACE = re.compile(
     r'|irq event stamp|hardirqs|softirqs|Kernel Offset|Disabling lock debugging|$)')
 # Lines that begin a report only where they are not a part of one.
 HEADLINE = re.compile(r'WARNING: |kernel BUG at ')
-OOPS = re.compile(r'Oops|invalid opcode|general protection')
-DETAIL = re.compile(r'Call Trace:|page(: | dumped)|list_|refcount_t: |ODEBUG: |.*page_table_check: ')
+OOPS = re.compile(r'Oops|Internal error: |invalid opcode|general protection')
+DETAIL = re.compile(r'Call [Tt]race:|page(: | dumped)|list_|refcount_t: |ODEBUG: |.*page_table_check: ')
 TIMESTAMP = re.compile(r'^\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ?')
 LONGEST = 250   # lines of a report
 PAUSE = 1       # seconds of silence that end a report
@@ -128,7 +135,7 @@ class Report:
         """Keeps track of how far the report has come."""
         self.headed |= 'cut here' not in text and bool(HEADLINE.match(text))
         self.oops |= bool(OOPS.match(text))
-        self.traced |= 'Call Trace:' in text
+        self.traced |= 'call trace:' in text.lower()
         self.ended |= bool(re.match(r'---\[ end ', text)
                            or self.end == 'trace' and text.startswith(' </TASK>'))
 

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import subprocess
+from typing import NamedTuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -34,7 +35,24 @@ TOOLS = [
 ]
 STORE_CLIENTS = ['usr/bin/xenstore-' + name for name in
                  ('chmod', 'exists', 'list', 'ls', 'read', 'rm', 'watch', 'write')]
-LIBRARY_DIRS = ['lib/x86_64-linux-gnu', 'usr/lib/x86_64-linux-gnu']
+
+
+class Architecture(NamedTuple):
+    """What differs between the machines: where their programs come from and lie."""
+    packages: str       # the folder in BUILD with the unpacked packages
+    setup: str          # the command that brings them
+    xen: str            # the hypervisor in there
+    tools: str          # the prefix of the compiler and of its tools
+    triplet: str        # the name of the folders with libraries
+    loader: str         # the dynamic loader
+
+
+ARCHITECTURES = {
+    'x86': Architecture('xen', 'make setup', 'boot/xen-4.17-amd64.gz', '',
+                        'x86_64-linux-gnu', 'lib64/ld-linux-x86-64.so.2'),
+    'arm64': Architecture('xen-arm64', 'scripts/setup arm64', 'boot/xen-4.17-arm64', 'aarch64-linux-gnu-',
+                          'aarch64-linux-gnu', 'lib/ld-linux-aarch64.so.1'),
+}
 
 
 class ImageError(Exception):
@@ -112,12 +130,14 @@ class Cpio:
 
 
 class Image:
-    """Makes the archives out of the unpacked packages in BUILD/xen."""
+    """Makes the archives out of the unpacked packages of an architecture."""
 
-    def __init__(self):
-        self.root = os.path.join(BUILD, 'xen')
+    def __init__(self, arch='x86'):
+        self.arch = ARCHITECTURES[arch]
+        self.name = arch
+        self.root = os.path.join(BUILD, self.arch.packages)
         if not os.path.isdir(self.root):
-            raise ImageError(f"no Xen in {self.root}: run 'make setup'")
+            raise ImageError(f"no Xen in {self.root}: run '{self.arch.setup}'")
 
     def _made(self, name):
         directory = os.path.join(BUILD, 'image')
@@ -126,7 +146,9 @@ class Image:
 
     def xen(self):
         """The path of the hypervisor, unpacked: QEMU does not load it compressed."""
-        packed = os.path.join(self.root, 'boot/xen-4.17-amd64.gz')
+        packed = os.path.join(self.root, self.arch.xen)
+        if not packed.endswith('.gz'):
+            return packed
         plain = self._made('xen')
         if is_older(plain, packed):
             try:
@@ -141,11 +163,11 @@ class Image:
 
     def _agent(self):
         source = os.path.join(SOURCES, 'agent.c')
-        program = self._made('agent')
+        program = self._made('agent' if self.name == 'x86' else f'agent-{self.name}')
         if is_older(program, source):
             made = f'{program}.{os.getpid()}'
             try:
-                subprocess.run(['gcc', '-static', '-Os', '-s', '-Wall', '-o', made, source],
+                subprocess.run([self.arch.tools + 'gcc', '-static', '-Os', '-s', '-Wall', '-o', made, source],
                                check=True, capture_output=True, text=True)
                 os.replace(made, program)
             except OSError as error:
@@ -158,7 +180,9 @@ class Image:
         """Busybox, all its applets, our agent under the given names, and load-modules."""
         busybox = os.path.join(self.root, 'bin/busybox')
         cpio.copy(busybox, 'bin/busybox')
-        applets = subprocess.run([busybox, '--list'], check=True, capture_output=True, text=True)
+        # The host cannot run that of another architecture; Debian makes all alike.
+        runs = os.path.join(BUILD, ARCHITECTURES['x86'].packages, 'bin/busybox')
+        applets = subprocess.run([runs, '--list'], check=True, capture_output=True, text=True)
         for applet in applets.stdout.split():
             if applet != 'busybox':
                 cpio.link('bin/' + applet, 'busybox')
@@ -173,7 +197,8 @@ class Image:
 
     def _programs(self, cpio, programs):
         """Dynamic programs of Debian's packages with the libraries they need."""
-        libraries = {'ld-linux-x86-64.so.2'}
+        loader = os.path.basename(self.arch.loader)
+        libraries = {loader}
         for program in programs:
             path = os.path.join(self.root, program)
             cpio.copy(path, 'bin/' + os.path.basename(path))
@@ -181,22 +206,21 @@ class Image:
         todo = sorted(libraries)
         for library in todo:
             path = self._library(library)
-            name = 'lib64/' if library.startswith('ld-') else 'lib/x86_64-linux-gnu/'
+            name = self.arch.loader if library == loader else f'lib/{self.arch.triplet}/{library}'
             with open(path, 'rb') as f:
-                cpio.file(name + library, f.read(), 0o755)
+                cpio.file(name, f.read(), 0o755)
             # The list grows while we walk through it.
             todo += sorted(self._needed(path) - set(todo))
 
     def _library(self, name):
-        for directory in LIBRARY_DIRS:
-            path = os.path.join(self.root, directory, name)
+        for directory in ('lib', 'usr/lib'):
+            path = os.path.join(self.root, directory, self.arch.triplet, name)
             if os.path.exists(path):
                 return path
-        raise ImageError(f"no {name} in {self.root}: run 'make setup'")
+        raise ImageError(f"no {name} in {self.root}: run '{self.arch.setup}'")
 
-    @staticmethod
-    def _needed(path):
-        dump = subprocess.run(['objdump', '-p', path], capture_output=True, text=True, check=False)
+    def _needed(self, path):
+        dump = subprocess.run([self.arch.tools + 'objdump', '-p', path], capture_output=True, text=True, check=False)
         if dump.returncode:
             raise ImageError(f"cannot read {path}: {dump.stderr.strip()}")
         words = [line.split() for line in dump.stdout.splitlines()]
@@ -211,7 +235,7 @@ class Image:
     def toolstack(self, cpio):
         self._programs(cpio, TOOLS + STORE_CLIENTS)
         # dlopen()ed by pthread_exit(): no NEEDED entry names it.
-        cpio.copy(self._library('libgcc_s.so.1'), 'lib/x86_64-linux-gnu/libgcc_s.so.1')
+        cpio.copy(self._library('libgcc_s.so.1'), f'lib/{self.arch.triplet}/libgcc_s.so.1')
         cpio.copy(os.path.join(SOURCES, 'start-guests'), 'bin/start-guests')
         cpio.copy(os.path.join(SOURCES, 'hotplug'), 'etc/xen/scripts/block')
         cpio.link('etc/xen/scripts/vif-bridge', 'block')
