@@ -105,7 +105,8 @@ XEN = [
     Pattern(r'Watchdog timer', 'line', 'Watchdog timer detects that CPU0 is stuck!'),
     Pattern(r'\S+\.c:\d+:d', 'line', 'mm.c:3520:d0v0 Could not get page ref for mfn 123456'),
     Pattern(r'(grant_table|mm)\.c:', 'line', 'grant_table.c:803: Bad flags (0) or dom (0)'),
-    Pattern(r'd(\d+|\[\w+\])(v\d+)?[ :](?!has maximum|( vGIC[DR]: .*)?unhandled word write 0x\w+ to ICACTIVER)', 'line', 'd0v0 Unhandled page fault fault/trap [#14, ec=0002]'),
+    Pattern(r'd(\d+|\[\w+\])(v\d+)?[ :](?! ?(has maximum|extended region|vGIC[DR]: .*unhandled .* ICACTIVER))', 'line',
+            'd0v0 Unhandled page fault fault/trap [#14, ec=0002]'),
 ]
 
 # What may follow a call trace in its report.
