@@ -41,7 +41,7 @@ export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
 clean: ## remove all that was made, but for the downloads and the compiler's cache
-	find build -mindepth 1 -maxdepth 1 ! -name apt ! -name apt-arm64 ! -name cache ! -name ccache -exec rm -rf {} +
+	find build -mindepth 1 -maxdepth 1 ! -name 'apt*' ! -name cache ! -name ccache -exec rm -rf {} +
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

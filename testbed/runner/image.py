@@ -27,32 +27,31 @@ WORK = os.path.join(BUILD, os.environ.get('BASE') or default_base())
 
 # What runs in dom0 and in the guests.
 SOURCES = os.path.join(HERE, 'initramfs')
-TOOLS = [
-    'usr/lib/xen-4.17/bin/xl', 'usr/lib/xen-4.17/bin/xenstored',
-    'usr/lib/xen-4.17/bin/xenconsoled', 'usr/lib/xen-4.17/bin/xen-init-dom0',
-    'usr/lib/xen-4.17/bin/libxl-save-helper', 'usr/lib/xen-4.17/bin/xen-diag',
-    'usr/lib/xen-4.17/bin/xentrace',
-]
+TOOLS = ['xl', 'xenstored', 'xenconsoled', 'xen-init-dom0', 'libxl-save-helper', 'xen-diag', 'xentrace']
 STORE_CLIENTS = ['usr/bin/xenstore-' + name for name in
                  ('chmod', 'exists', 'list', 'ls', 'read', 'rm', 'watch', 'write')]
 
 
 class Architecture(NamedTuple):
     """What differs between the machines: where their programs come from and lie."""
-    packages: str       # the folder in BUILD with the unpacked packages
-    setup: str          # the command that brings them
-    xen: str            # the hypervisor in there
+    xen: str            # the hypervisor in the unpacked packages, but for its version
     tools: str          # the prefix of the compiler and of its tools
     triplet: str        # the name of the folders with libraries
     loader: str         # the dynamic loader
 
 
 ARCHITECTURES = {
-    'x86': Architecture('xen', 'make setup', 'boot/xen-4.17-amd64.gz', '',
-                        'x86_64-linux-gnu', 'lib64/ld-linux-x86-64.so.2'),
-    'arm64': Architecture('xen-arm64', 'scripts/setup arm64', 'boot/xen-4.17-arm64', 'aarch64-linux-gnu-',
-                          'aarch64-linux-gnu', 'lib/ld-linux-aarch64.so.1'),
+    'x86': Architecture('boot/xen-{}-amd64.gz', '', 'x86_64-linux-gnu', 'lib64/ld-linux-x86-64.so.2'),
+    'arm64': Architecture('boot/xen-{}-arm64', 'aarch64-linux-gnu-', 'aarch64-linux-gnu', 'lib/ld-linux-aarch64.so.1'),
 }
+# Where the packages of an architecture and a version of Xen are unpacked, and what
+# does that
+PACKAGES = {
+    ('x86', '4.17'): ('xen', 'make setup'),
+    ('x86', '4.20'): ('xen-4.20', 'scripts/setup xen-4.20'),
+    ('arm64', '4.17'): ('xen-arm64', 'scripts/setup arm64'),
+}
+XENS = sorted({version for _, version in PACKAGES})
 
 
 class ImageError(Exception):
@@ -130,14 +129,18 @@ class Cpio:
 
 
 class Image:
-    """Makes the archives out of the unpacked packages of an architecture."""
+    """Makes the archives out of the unpacked packages of an architecture and a version of Xen."""
 
-    def __init__(self, arch='x86'):
+    def __init__(self, arch='x86', xen=XENS[0]):
+        if (arch, xen) not in PACKAGES:
+            raise ImageError(f'no Xen {xen} for {arch}')
         self.arch = ARCHITECTURES[arch]
         self.name = arch
-        self.root = os.path.join(BUILD, self.arch.packages)
+        self.version = xen
+        folder, self.setup = PACKAGES[arch, xen]
+        self.root = os.path.join(BUILD, folder)
         if not os.path.isdir(self.root):
-            raise ImageError(f"no Xen in {self.root}: run '{self.arch.setup}'")
+            raise ImageError(f"no Xen in {self.root}: run '{self.setup}'")
 
     def _made(self, name):
         directory = os.path.join(BUILD, 'image')
@@ -146,10 +149,10 @@ class Image:
 
     def xen(self):
         """The path of the hypervisor, unpacked: QEMU does not load it compressed."""
-        packed = os.path.join(self.root, self.arch.xen)
+        packed = os.path.join(self.root, self.arch.xen.format(self.version))
         if not packed.endswith('.gz'):
             return packed
-        plain = self._made('xen')
+        plain = self._made(f'xen-{self.version}')
         if is_older(plain, packed):
             try:
                 with gzip.open(packed) as f:
@@ -178,10 +181,9 @@ class Image:
 
     def _busybox(self, cpio, names):
         """Busybox, all its applets, our agent under the given names, and load-modules."""
-        busybox = os.path.join(self.root, 'bin/busybox')
-        cpio.copy(busybox, 'bin/busybox')
+        cpio.copy(busybox(self.root), 'bin/busybox')
         # The host cannot run that of another architecture; Debian makes all alike.
-        runs = os.path.join(BUILD, ARCHITECTURES['x86'].packages, 'bin/busybox')
+        runs = busybox(os.path.join(BUILD, PACKAGES['x86', XENS[0]][0]))
         applets = subprocess.run([runs, '--list'], check=True, capture_output=True, text=True)
         for applet in applets.stdout.split():
             if applet != 'busybox':
@@ -217,7 +219,7 @@ class Image:
             path = os.path.join(self.root, directory, self.arch.triplet, name)
             if os.path.exists(path):
                 return path
-        raise ImageError(f"no {name} in {self.root}: run '{self.arch.setup}'")
+        raise ImageError(f"no {name} in {self.root}: run '{self.setup}'")
 
     def _needed(self, path):
         dump = subprocess.run([self.arch.tools + 'objdump', '-p', path], capture_output=True, text=True, check=False)
@@ -233,14 +235,15 @@ class Image:
         return cpio
 
     def toolstack(self, cpio):
-        self._programs(cpio, TOOLS + STORE_CLIENTS)
+        tools = f'usr/lib/xen-{self.version}/bin'
+        self._programs(cpio, [f'{tools}/{tool}' for tool in TOOLS] + STORE_CLIENTS)
         # dlopen()ed by pthread_exit(): no NEEDED entry names it.
         cpio.copy(self._library('libgcc_s.so.1'), f'lib/{self.arch.triplet}/libgcc_s.so.1')
         cpio.copy(os.path.join(SOURCES, 'start-guests'), 'bin/start-guests')
         cpio.copy(os.path.join(SOURCES, 'hotplug'), 'etc/xen/scripts/block')
         cpio.link('etc/xen/scripts/vif-bridge', 'block')
         # libxl looks for its helpers where Debian puts them.
-        cpio.link('usr/lib/xen-4.17/bin', '/bin')
+        cpio.link(tools, '/bin')
         cpio.mkdir('var/lib/xen')
         cpio.mkdir('var/log/xen')
         cpio.mkdir('var/run')
@@ -251,6 +254,12 @@ class Image:
         self._programs(cpio, STORE_CLIENTS)
         cpio.copy(os.path.join(SOURCES, 'guest-init'), 'init')
         return cpio
+
+
+def busybox(root):
+    """Debian 13 has /bin in /usr."""
+    path = os.path.join(root, 'bin/busybox')
+    return path if os.path.exists(path) else os.path.join(root, 'usr/bin/busybox')
 
 
 def is_older(made, source):
