@@ -4,7 +4,8 @@
  * three names:
  *
  *   relay PORT STREAM...	dom0: makes the FIFO /run/STREAM for every STREAM
- *				and sends what anybody writes there to the host
+ *				and sends what anybody writes there to the host,
+ *				until the last STREAM says "end"
  *   guestd			guest: runs the commands that "guest" sends
  *   guest N COMMAND...		dom0: runs COMMAND in guest N
  *
@@ -137,6 +138,9 @@ static int relay(int argc, char **argv)
 		}
 		if (ctl_len > 0)
 			send_frame(port, n - 1, ctl, ctl_len);
+		/* The host has taken all of it: the port's write() waits for that. */
+		if (ctl_len >= 4 && !memcmp(ctl + ctl_len - 4, "end\n", 4))
+			return 0;
 	}
 }
 
