@@ -678,16 +678,26 @@ static inline int grants_open(struct grants *g, unsigned int count,
 				   local_grants_open(g, count, domid, flags);
 }
 
+/* Stop to see the memory of another domain that grants it: this uses gntdev. */
+static inline void grants_hide(struct grants *g)
+{
+	if (!granter_address())
+		return;
+	if (g->mem && g->mem != MAP_FAILED)
+		munmap(g->mem, g->count * PAGE_SIZE);
+	if (g->view > 0)
+		close(g->view);
+	g->mem = NULL;
+	g->view = 0;
+}
+
 static inline void grants_close(struct grants *g)
 {
 	if (!granter_address()) {
 		local_grants_close(g);
 		return;
 	}
-	if (g->mem && g->mem != MAP_FAILED)
-		munmap(g->mem, g->count * PAGE_SIZE);
-	if (g->view > 0)
-		close(g->view);
+	grants_hide(g);
 	if (g->fd > 0)
 		granter_end(g->fd);
 	memset(g, 0, sizeof(*g));
