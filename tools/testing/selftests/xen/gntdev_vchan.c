@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * One process has both ends of a shared-memory channel, as libxenvchan makes them.
- * The server's end has pages of gntalloc, and the client's end maps them by gntdev.
+ * The server's end has pages of gntalloc, and the client's end maps them by gntdev. If
+ * another domain grants, the granter has the server's end for the process.
  * When an end is gone, a byte of the first page is to be cleared and an event is to
  * be sent.
  *
@@ -61,10 +62,10 @@ static int notify_server(const struct grants *g, __u32 port)
 	return ioctl(g->fd, IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, &op);
 }
 
-/* Returns a port at which an event will come, or -1. */
-static int port_open(int fd)
+/* Returns a port at which an event of @domid will come, or -1. */
+static int port_open(int fd, domid_t domid)
 {
-	struct ioctl_evtchn_bind_unbound_port op = { .remote_domain = DOMID_SELF };
+	struct ioctl_evtchn_bind_unbound_port op = { .remote_domain = domid };
 
 	return ioctl(fd, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &op);
 }
@@ -79,6 +80,48 @@ static int port_connect(int fd, int port)
 	return ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, &op);
 }
 
+static bool server_open(struct ends *e, int server_port)
+{
+	const struct granter_request request = {
+		.count = NR_PAGES,
+		.domid = own_domid(),
+		.viewer = own_domid(),
+		.flags = GNTALLOC_FLAG_WRITABLE,
+		.notify_byte = SERVER_LIVE,
+		.notify_port = server_port,
+	};
+	int port;
+
+	if (granter_address())
+		return !remote_grants_open(&e->server, &request);
+	if (grants_open(&e->server, NR_PAGES, own_domid(), GNTALLOC_FLAG_WRITABLE))
+		return false;
+	port = port_connect(e->evtchn, server_port);
+	return port >= 0 && !notify_server(&e->server, port);
+}
+
+/* Have the granter do a step with its memory. */
+static bool granter_step(const struct ends *e, char step)
+{
+	char answer = 0;
+
+	return send(e->server.fd, &step, 1, MSG_NOSIGNAL) == 1 &&
+	       recv(e->server.fd, &answer, 1, 0) == 1 && answer == step;
+}
+
+static bool server_munmap(struct ends *e)
+{
+	if (!granter_address())
+		return !munmap(e->server.mem, NR_PAGES * PAGE_SIZE);
+	grants_hide(&e->server);
+	return granter_step(e, GRANTER_MUNMAP);
+}
+
+static bool server_close(struct ends *e)
+{
+	return granter_address() ? granter_step(e, GRANTER_CLOSE) : !close(e->server.fd);
+}
+
 static bool ends_open(struct ends *e, int client_port, int server_port)
 {
 	grant_ref_t *ref = e->server.ref;
@@ -90,15 +133,12 @@ static bool ends_open(struct ends *e, int client_port, int server_port)
 	if (e->evtchn < 0)
 		return false;
 
-	if (grants_open(&e->server, NR_PAGES, own_domid(), GNTALLOC_FLAG_WRITABLE))
+	if (!server_open(e, server_port))
 		return false;
 	for (i = 0; i < NR_PAGES; i++)
 		fill_page(page(e->server.mem, i), i);
 	e->server.mem[CLIENT_LIVE] = 1;
 	e->server.mem[SERVER_LIVE] = 1;
-	port = port_connect(e->evtchn, server_port);
-	if (port < 0 || notify_server(&e->server, port))
-		return false;
 
 	e->client = open("/dev/xen/gntdev", O_RDWR);
 	index = gntdev_add(e->client, granter_domid(), ref, 1);
@@ -120,9 +160,9 @@ static bool ends_step(struct ends *e, char step)
 	case 'c':
 		return !close(e->client);
 	case 'U':
-		return !munmap(e->server.mem, NR_PAGES * PAGE_SIZE);
+		return server_munmap(e);
 	case 'C':
-		return !close(e->server.fd);
+		return server_close(e);
 	case 'v':
 		return !close(e->evtchn);
 	case 'e':
@@ -167,8 +207,8 @@ static bool vchan_start(struct vchan *v, bool held)
 	v->told = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	v->client_gone = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
 	v->server_gone = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
-	client_port = port_open(v->client_gone);
-	server_port = port_open(v->server_gone);
+	client_port = port_open(v->client_gone, DOMID_SELF);
+	server_port = port_open(v->server_gone, granter_domid());
 	if (v->told == MAP_FAILED || client_port < 0 || server_port < 0 ||
 	    socketpair(AF_UNIX, SOCK_STREAM, 0, v->commands) || pipe(v->pipe))
 		return false;
@@ -291,10 +331,13 @@ static void check_end(struct __test_metadata *_metadata, const struct gone *g,
 static void run_steps(struct __test_metadata *_metadata, struct vchan *v,
 		      const char *steps)
 {
-	/* gntdev clears the byte as soon as the process cannot write it. */
+	/*
+	 * gntdev clears the byte as soon as the process cannot write it, or at the end
+	 * of the map where only that unmaps grants.
+	 */
 	const struct gone client = {
 		.name = "client",
-		.byte = steps_until(steps, 'u', 'u'),
+		.byte = steps_until(steps, 'u', translated() ? 'c' : 'u'),
 		.event = steps_until(steps, 'u', 'c'),
 	};
 	const struct gone server = {

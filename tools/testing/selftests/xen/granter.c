@@ -17,6 +17,8 @@
  */
 #include "xen_grant.h"
 
+#include <xen/evtchn.h>
+
 struct set {
 	struct grants grants;	/* none, if the set is the table's */
 	struct grants view;
@@ -39,6 +41,27 @@ static const char *set_open_table(struct set *s, const struct granter_request *r
 	return NULL;
 }
 
+/* The kernel keeps the event channel after the file is closed. */
+static int notify(const struct grants *g, const struct granter_request *request)
+{
+	struct ioctl_evtchn_bind_interdomain bind = {
+		.remote_domain = request->viewer, .remote_port = request->notify_port,
+	};
+	struct ioctl_gntalloc_unmap_notify op = {
+		.index = g->index + request->notify_byte,
+		.action = UNMAP_NOTIFY_CLEAR_BYTE | UNMAP_NOTIFY_SEND_EVENT,
+	};
+	int fd = open("/dev/xen/evtchn", O_RDWR | O_CLOEXEC);
+	int port = ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, &bind);
+	int err = -1;
+
+	op.event_channel_port = port;
+	if (port >= 0)
+		err = ioctl(g->fd, IOCTL_GNTALLOC_SET_UNMAP_NOTIFY, &op);
+	close(fd);
+	return err;
+}
+
 static const char *set_open(struct set *s, const struct granter_request *request)
 {
 	unsigned int i;
@@ -51,6 +74,8 @@ static const char *set_open(struct set *s, const struct granter_request *request
 	    local_grants_open(&s->view, request->count, request->viewer,
 			      GNTALLOC_FLAG_WRITABLE))
 		return "gntalloc";
+	if (request->notify_port && notify(&s->grants, request))
+		return "notification";
 	/* Now that all grants are in it */
 	if (local_grant_table_open(&s->table))
 		return "map the grant table";
@@ -83,6 +108,19 @@ static void send_all(int fd, const void *data, size_t len)
 		shutdown(fd, SHUT_RDWR);
 }
 
+static void set_step(struct set *s, char step)
+{
+	struct grants *g = &s->grants;
+
+	if (step == GRANTER_MUNMAP && g->mem) {
+		munmap(g->mem, g->count * PAGE_SIZE);
+		g->mem = NULL;
+	} else if (step == GRANTER_CLOSE && g->fd > 0) {
+		close(g->fd);
+		g->fd = 0;
+	}
+}
+
 /* Make a set of grants, and keep it until the connection ends. */
 static void serve(int fd)
 {
@@ -108,8 +146,10 @@ static void serve(int fd)
 	if (!failed) {
 		send_all(fd, set.grants.ref, set.grants.count * sizeof(set.grants.ref[0]));
 		send_all(fd, set.view.ref, set.view.count * sizeof(set.view.ref[0]));
-		while (recv(fd, &byte, 1, 0) > 0)
-			;
+		while (recv(fd, &byte, 1, 0) > 0) {
+			set_step(&set, byte);
+			send_all(fd, &byte, 1);
+		}
 	}
 	set_close(&set);
 }

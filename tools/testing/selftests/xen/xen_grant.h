@@ -560,8 +560,14 @@ struct granter_request {
 	/* The one that sees the memory */
 	domid_t viewer;
 	__u16 flags;
-	__u16 reserved;
+	/* At the end of the grants clear a byte and send an event, if there is a port. */
+	__u16 notify_byte;
+	__u32 notify_port;
 };
+
+/* What the granter does with its memory, and answers with the same byte */
+#define GRANTER_MUNMAP	'U'
+#define GRANTER_CLOSE	'C'
 
 /*
  * If @error is 0, @count references follow, unless they are the table's, and then
@@ -628,25 +634,21 @@ static inline void *granter_view(int *gntdev, const grant_ref_t *ref, unsigned i
 	return gntdev_map_of(*gntdev, granter, ref, count, PROT_READ | PROT_WRITE);
 }
 
-static inline int remote_grants_open(struct grants *g, unsigned int count,
-				     domid_t domid, __u16 flags)
+static inline int remote_grants_open(struct grants *g, const struct granter_request *request)
 {
-	const struct granter_request request = {
-		.count = count, .domid = domid, .viewer = own_domid(), .flags = flags,
-	};
+	const size_t size = request->count * sizeof(g->ref[0]);
 	struct granter_answer answer;
 	grant_ref_t view[MAX_GRANTS];
-	const size_t size = count * sizeof(view[0]);
 
 	memset(g, 0, sizeof(*g));
-	g->fd = granter_ask(&request, &answer);
+	g->fd = granter_ask(request, &answer);
 	if (g->fd < 0)
 		return -1;
-	g->count = count;
-	if (answer.count != count || receive_all(g->fd, g->ref, size) ||
+	g->count = request->count;
+	if (answer.count != g->count || receive_all(g->fd, g->ref, size) ||
 	    receive_all(g->fd, view, size))
 		return -1;
-	g->mem = granter_view(&g->view, view, count);
+	g->mem = granter_view(&g->view, view, g->count);
 	return g->mem == MAP_FAILED ? -1 : 0;
 }
 
@@ -674,7 +676,11 @@ static inline int remote_grant_table_open(struct grant_table *t)
 static inline int grants_open(struct grants *g, unsigned int count,
 			      domid_t domid, __u16 flags)
 {
-	return granter_address() ? remote_grants_open(g, count, domid, flags) :
+	const struct granter_request request = {
+		.count = count, .domid = domid, .viewer = own_domid(), .flags = flags,
+	};
+
+	return granter_address() ? remote_grants_open(g, &request) :
 				   local_grants_open(g, count, domid, flags);
 }
 
