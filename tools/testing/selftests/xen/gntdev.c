@@ -616,11 +616,8 @@ TEST_F(map_over, held_pages_keeps_both)
 
 	ASSERT_TRUE(drain_old(self->pipe, self->copy));
 	for (i = first; i < first + count; i++) {
-		if (translated() && count < NR_OLD) {
-			EXPECT_TRUE(mapped(i));
-		} else {
-			EXPECT_TRUE(wait_for(!mapped(i)));
-		}
+		EXPECT_TRUE(translated() && count < NR_OLD ? mapped(i) :
+			    wait_for(!mapped(i)));
 		EXPECT_TRUE(mapped(NEW_FIRST + i - first));
 	}
 	ASSERT_EQ(0, munmap(self->mem, NR_OLD * PAGE_SIZE));

@@ -62,8 +62,16 @@ do {					\
 
 #define shared(first, count)	pages_shared(&self->env, self->mem, first, count)
 
-/* A part of the mapping is gone: on PV that unmaps its grants. */
-#define part_unmapped(i)	(translated() ? mapped(i) : wait_for(!mapped(i)))
+/* A part of the mapping is gone: on PV that unmaps its grants, elsewhere it does not. */
+static bool is_part_unmapped(const struct xen_env *env, unsigned int i)
+{
+	grant_ref_t ref = env->grants.ref[i];
+
+	return translated() ? grant_mapped(&env->table, ref) :
+			      wait_for(!grant_mapped(&env->table, ref));
+}
+
+#define part_unmapped(i)	is_part_unmapped(&self->env, i)
 
 /* Refused */
 

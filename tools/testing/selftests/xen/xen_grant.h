@@ -285,7 +285,7 @@ static inline const char *xen_missing(void)
 /* The granting side, in this domain */
 
 static inline int local_grants_open(struct grants *g, unsigned int count,
-			      domid_t domid, __u16 flags)
+				    domid_t domid, __u16 flags)
 {
 	struct ioctl_gntalloc_alloc_gref *op;
 	int err;
