@@ -66,6 +66,7 @@ enum fate {
 	/* Only where addresses are translated */
 	READABLE,	/* All of the mapping can be read. */
 	HIDDEN,		/* The mapping is there, and access gives SIGSEGV. */
+	UNMAPPED,	/* The whole mapping is gone, and access gives SIGSEGV. */
 };
 
 /* A call returns 0, -errno, or this if the kernel lacks it. */
@@ -122,13 +123,13 @@ FIXTURE_TEARDOWN(call)
 	xen_env_teardown(_metadata, &self->env);
 }
 
-static bool page_gone(struct mapping *map, unsigned int i, int sig)
+static bool page_gone(struct mapping *map, unsigned int i, enum fate fate)
 {
 	grant_ref_t ref = map->env->grants.ref[i];
 
-	if (access_signal(page(map->mem, i)) != sig)
+	if (access_signal(page(map->mem, i)) != (fate == GONE ? SIGBUS : SIGSEGV))
 		return false;
-	if (translated() || (map->held && i == HELD))
+	if ((translated() && fate != UNMAPPED) || (map->held && i == HELD))
 		return grant_mapped(&map->env->table, ref);
 	return wait_for(!grant_mapped(&map->env->table, ref));
 }
@@ -154,7 +155,7 @@ static bool has_fate(struct mapping *map, enum fate fate)
 	if (!pages_shared(map->env, map->mem, 0, kept))
 		return false;
 	for (i = kept; i < NR_PAGES; i++)
-		if (!page_gone(map, i, fate == GONE ? SIGBUS : SIGSEGV))
+		if (!page_gone(map, i, fate))
 			return false;
 	return true;
 }
@@ -478,8 +479,10 @@ static int run_remap_file_pages(struct mapping *map, long offset)
 	return result(syscall(__NR_remap_file_pages, map->mem, SIZE, 0, offset, 0));
 }
 
-CALL(remap_file_pages) { run_remap_file_pages, 0, -EINVAL, KEPT };
-CALL(remap_file_pages_elsewhere) { run_remap_file_pages, 1, -EINVAL, KEPT };
+CALL(remap_file_pages) { run_remap_file_pages, 0, -EINVAL, KEPT,
+			 TRANSLATED(-EINVAL, UNMAPPED) };
+CALL(remap_file_pages_elsewhere) { run_remap_file_pages, 1, -EINVAL, KEPT,
+				   TRANSLATED(-EINVAL, UNMAPPED) };
 
 static int run_munmap(struct mapping *map, long arg)
 {
