@@ -66,7 +66,7 @@ enum fate {
 	/* Only where addresses are translated */
 	READABLE,	/* All of the mapping can be read. */
 	HIDDEN,		/* The mapping is there, and access gives SIGSEGV. */
-	UNMAPPED,	/* The whole mapping is gone, and access gives SIGSEGV. */
+	UNMAPPED,	/* All is unmapped, and access gives SIGSEGV. */
 };
 
 /* A call returns 0, -errno, or this if the kernel lacks it. */
@@ -125,13 +125,13 @@ FIXTURE_TEARDOWN(call)
 
 static bool page_gone(struct mapping *map, unsigned int i, enum fate fate)
 {
+	bool stays = (map->held && i == HELD) || (translated() && fate != UNMAPPED);
 	grant_ref_t ref = map->env->grants.ref[i];
 
 	if (access_signal(page(map->mem, i)) != (fate == GONE ? SIGBUS : SIGSEGV))
 		return false;
-	if ((translated() && fate != UNMAPPED) || (map->held && i == HELD))
-		return grant_mapped(&map->env->table, ref);
-	return wait_for(!grant_mapped(&map->env->table, ref));
+	return stays ? grant_mapped(&map->env->table, ref) :
+		       wait_for(!grant_mapped(&map->env->table, ref));
 }
 
 static bool is_readable(struct mapping *map)
@@ -479,10 +479,16 @@ static int run_remap_file_pages(struct mapping *map, long offset)
 	return result(syscall(__NR_remap_file_pages, map->mem, SIZE, 0, offset, 0));
 }
 
-CALL(remap_file_pages) { run_remap_file_pages, 0, -EINVAL, KEPT,
-			 TRANSLATED(-EINVAL, UNMAPPED) };
-CALL(remap_file_pages_elsewhere) { run_remap_file_pages, 1, -EINVAL, KEPT,
-				   TRANSLATED(-EINVAL, UNMAPPED) };
+/* On PV it is refused at once, elsewhere when mmap() has unmapped what was there. */
+CALL(remap_file_pages) {
+	run_remap_file_pages, 0, -EINVAL, KEPT,
+	TRANSLATED(-EINVAL, UNMAPPED)
+};
+
+CALL(remap_file_pages_elsewhere) {
+	run_remap_file_pages, 1, -EINVAL, KEPT,
+	TRANSLATED(-EINVAL, UNMAPPED)
+};
 
 static int run_munmap(struct mapping *map, long arg)
 {
