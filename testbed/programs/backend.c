@@ -51,6 +51,9 @@
 
 #include "xen_grant.h"
 
+/* The domain that it runs in, which grants to itself */
+#define DOM0	0
+
 #define RW	(PROT_READ | PROT_WRITE)
 #define HELD	16
 #define PORT	5000

@@ -12,6 +12,9 @@
 #include "xen_grant.h"
 #include "../../../../mm/gup_test.h"
 
+/* The domain that it runs in, which grants to itself */
+#define DOM0	0
+
 #define RW		(PROT_READ | PROT_WRITE)
 #define PAGES		512
 #define WARM_UP		5

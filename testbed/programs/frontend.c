@@ -41,6 +41,9 @@
 
 #include <xen/evtchn.h>
 
+/* The domain that it runs in, and the back end, too */
+#define DOM0	0
+
 #define PAGES		8
 #define OFFERS		8
 #define PATIENCE_MS	30000

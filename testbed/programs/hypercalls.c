@@ -12,6 +12,9 @@
 
 #include "xen_grant.h"
 
+/* The domain that it runs in, which grants to itself */
+#define DOM0	0
+
 #define PAGES		512
 #define TRACE		"/tmp/trace"
 /*

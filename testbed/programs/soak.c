@@ -29,6 +29,9 @@
 #include "direct_io.h"
 #include "../../../../mm/gup_test.h"
 
+/* The domain that it runs in, which grants to itself */
+#define DOM0	0
+
 #define RW		(PROT_READ | PROT_WRITE)
 #define SLOTS		16
 #define SLOT_PAGES	32
