@@ -12,7 +12,7 @@ demo: ## set up, build, and show each case of the demonstration on stock and pat
 check: ## run the tests, about an hour
 	testbed/check
 
-check-all: ## run every test on every base, some hours
+check-all: ## run every test on every base, or on BASE, some hours
 	testbed/check --all
 
 soak: kernel ## let go of pages in use at random for 10 minutes, with guests (testbed/suites/soak --help)
