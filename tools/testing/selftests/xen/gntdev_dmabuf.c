@@ -4,6 +4,7 @@
  * grants stay mapped until the last user of the dma-buf is gone, whatever goes before.
  */
 #include <pthread.h>
+#include <linux/udmabuf.h>
 #include <sys/wait.h>
 
 #include "xen_grant.h"
@@ -41,20 +42,26 @@ static int dmabuf_wait(int fd, int dmabuf, unsigned int ms)
 	return ioctl(fd, IOCTL_GNTDEV_DMABUF_EXP_WAIT_RELEASED, &op);
 }
 
-/* Grant the pages of a dma-buf to the domain that has granted ours. */
-static int dmabuf_import(int fd, int dmabuf, grant_ref_t *ref)
+/* Grant the pages of a dma-buf to a domain. */
+static int dmabuf_import_for(domid_t domid, int fd, int dmabuf, grant_ref_t *ref)
 {
 	struct ioctl_gntdev_dmabuf_imp_to_refs *op;
 	int err;
 
 	op = calloc(1, sizeof(*op) + PAGES * sizeof(op->refs[0]));
 	op->fd = dmabuf;
-	op->domid = granter_domid();
+	op->domid = domid;
 	op->count = PAGES;
 	err = ioctl(fd, IOCTL_GNTDEV_DMABUF_IMP_TO_REFS, op);
 	memcpy(ref, op->refs, PAGES * sizeof(op->refs[0]));
 	free(op);
 	return err;
+}
+
+/* To the domain that has granted ours */
+static int dmabuf_import(int fd, int dmabuf, grant_ref_t *ref)
+{
+	return dmabuf_import_for(granter_domid(), fd, dmabuf, ref);
 }
 
 /* @dmabuf is only a number here: the dma-buf itself may be closed. */
@@ -238,6 +245,78 @@ TEST_F(gntdev_dmabuf, import_grants_the_pages_until_it_is_released)
 		EXPECT_EQ(0, grant_flags(&own, self->imported[i]));
 	munmap(own.entry, own.count * sizeof(*own.entry));
 	close(self->dmabuf);
+}
+
+/* A dma-buf of this process's memory, or -1 */
+static int udmabuf_create(int memfd)
+{
+	struct udmabuf_create op = {
+		.memfd = memfd, .flags = UDMABUF_FLAGS_CLOEXEC, .size = PAGES * PAGE_SIZE,
+	};
+	int fd = open("/dev/udmabuf", O_RDWR | O_CLOEXEC), dmabuf;
+
+	if (fd < 0)
+		return -1;
+	dmabuf = ioctl(fd, UDMABUF_CREATE, &op);
+	close(fd);
+	return dmabuf;
+}
+
+/* The frame of a page where addresses are translated */
+static __u64 frame_of(const void *mem)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	__u64 entry = 0;
+
+	if (pread(fd, &entry, sizeof(entry), (uintptr_t)mem / PAGE_SIZE * sizeof(entry)) !=
+	    sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry & ((1ULL << 55) - 1);
+}
+
+TEST_F(gntdev_dmabuf, import_grants_the_pages_of_the_buffer)
+{
+	int memfd = memfd_create("buffer", MFD_CLOEXEC | MFD_ALLOW_SEALING), dmabuf;
+	struct grant_table own;
+	char *mem, *granted;
+	unsigned int i;
+
+	close(self->dmabuf);
+	ASSERT_LE(0, memfd);
+	ASSERT_EQ(0, ftruncate(memfd, PAGES * PAGE_SIZE));
+	ASSERT_EQ(0, fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK));
+	mem = mmap(NULL, PAGES * PAGE_SIZE, RW, MAP_SHARED, memfd, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < PAGES; i++)
+		fill_page(page(mem, i), 40 + i);
+	dmabuf = udmabuf_create(memfd);
+	if (dmabuf < 0 && errno == ENOENT)
+		SKIP(return, "CONFIG_UDMABUF is off");
+	ASSERT_LE(0, dmabuf);
+
+	if (translated()) {
+		ASSERT_EQ(0, dmabuf_import(self->fd, dmabuf, self->imported));
+		if (local_grant_table_open(&own))
+			SKIP(return, "this domain's grant table cannot be mapped: no /dev/mem");
+		for (i = 0; i < PAGES; i++)
+			EXPECT_EQ(frame_of(page(mem, i)), own.entry[self->imported[i]].frame);
+		munmap(own.entry, own.count * sizeof(*own.entry));
+	} else {
+		ASSERT_EQ(0, dmabuf_import_for(own_domid(), self->fd, dmabuf, self->imported));
+		granted = gntdev_map_of(self->importer, own_domid(), self->imported, PAGES, RW);
+		ASSERT_NE(MAP_FAILED, granted);
+		for (i = 0; i < PAGES; i++) {
+			EXPECT_TRUE(page_holds(page(granted, i), 40 + i));
+			fill_page(page(granted, i), 80 + i);
+			EXPECT_TRUE(page_holds(page(mem, i), 80 + i));
+		}
+		munmap(granted, PAGES * PAGE_SIZE);
+	}
+	EXPECT_EQ(0, dmabuf_release(self->fd, dmabuf));
+	close(dmabuf);
+	munmap(mem, PAGES * PAGE_SIZE);
+	close(memfd);
 }
 
 TEST_F(gntdev_dmabuf, killed_process_leaves_no_grant_mapped)

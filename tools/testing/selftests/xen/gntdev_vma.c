@@ -530,6 +530,8 @@ TEST_F(gntdev_vma, clearing_soft_dirty_bits_unmaps_nothing)
 	EXPECT_EQ(1, write(fd, "4", 1));
 	EXPECT_TRUE(shared(0, MAX_GRANTS));
 	close(fd);
+	/* Had clear_refs unmapped them, this would be the second time. */
+	EXPECT_EQ(0, munmap(self->mem, SIZE));
 }
 
 /* The scan protects pages that userfaultfd watches, and this mapping has none. */
