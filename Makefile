@@ -40,10 +40,13 @@ refresh: ## write the commits of build/BASE/tree back to the series
 export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
+apply: ## put the series onto your own kernel tree: make apply TREE=path
+	scripts/apply-to "$(TREE)"
+
 clean: ## remove all that was made, but for the downloads and the compiler's cache
 	find build -mindepth 1 -maxdepth 1 ! -name 'apt*' ! -name cache ! -name ccache -exec rm -rf {} +
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check check-all soak bench setup tree kernel shell refresh export clean help
+.PHONY: demo check check-all soak bench setup tree kernel shell refresh export apply clean help
