@@ -40,6 +40,9 @@ refresh: ## write the commits of build/BASE/tree back to the series
 export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
+grant-check: tree ## a program that tells whether the kernel it runs on has the faults
+	testbed/suites/grant-check --build
+
 apply: ## put the series onto your own kernel tree: make apply TREE=path
 	scripts/apply-to "$(TREE)"
 
@@ -47,6 +50,6 @@ clean: ## remove all that was made, but for the downloads and the compiler's cac
 	find build -mindepth 1 -maxdepth 1 ! -name 'apt*' ! -name cache ! -name ccache -exec rm -rf {} +
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check check-all soak bench setup tree kernel shell refresh export apply clean help
+.PHONY: demo check check-all soak bench setup tree kernel shell refresh export grant-check apply clean help
