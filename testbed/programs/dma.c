@@ -16,8 +16,8 @@
  *   buffers		buffers that were written or read
  *   wrong		those whose data is wrong, on the disk or for the granting side
  *   incomplete		those with bytes whose caches were not maintained
- *   stray		those for which caches were maintained beside them, in the same pages
- *			or in others
+ *   stray		those for which caches were maintained beside them, or in another way
+ *			than they need
  *   long_segments	pieces of buffers that the disk was given as one, over a page's end
  *   for_device		calls of arch_sync_dma_for_device()
  *   for_cpu		calls of arch_sync_dma_for_cpu() that maintain caches
@@ -27,7 +27,6 @@
  *   refused		those that the hypervisor did not answer with 0
  */
 #include <err.h>
-#include <inttypes.h>
 
 #include "xen_grant.h"
 
@@ -46,12 +45,14 @@
 
 #define TRACING		"/sys/kernel/tracing/"
 #define GNTTABOP_cache_flush	12
+#define GNTTAB_CACHE_CLEAN	1
+#define GNTTAB_CACHE_INVAL	2
 static const char *const PROBES[] = {
 	"p:caches/for_device arch_sync_dma_for_device addr=%x0:x64 size=%x1:u64 dir=%x2:u32",
 	"p:caches/for_cpu arch_sync_dma_for_cpu addr=%x0:x64 size=%x1:u64 dir=%x2:u32",
 	"p:caches/segment xen_dma_sync_for_device addr=%x1:x64 size=%x2:u64 dir=%x3:u32",
 	"p:caches/flush HYPERVISOR_grant_table_op addr=+0(%x1):x64 size=+10(%x1):u16 "
-		"offset=+8(%x1):u16 arg=%x1:x64 cmd=%x0:u32",
+		"offset=+8(%x1):u16 op=+12(%x1):u32 arg=%x1:x64 cmd=%x0:u32",
 	/* The hypervisor leaves x1 as it was. */
 	"r:caches/answer HYPERVISOR_grant_table_op arg=%x1:x64 status=$retval:s64",
 	"r:caches/mapped HYPERVISOR_grant_table_op ops=+0(%x1):x64[64]",
@@ -63,7 +64,7 @@ static const char *const KIND[KINDS] = { "for_device", "for_cpu", "segment", "fl
 /* A call that was seen, with what its kind has */
 struct call {
 	enum kind kind;
-	__u64 addr, size, dir, offset, arg;
+	__u64 addr, size, dir, offset, op, arg;
 	__s64 status;
 };
 
@@ -165,6 +166,22 @@ static const char *trace_end(void)
 	return text;
 }
 
+/* A probe does not see a call that is made while another probe is at work. */
+static void check_that_none_was_missed(void)
+{
+	FILE *file = fopen(TRACING "kprobe_profile", "r");
+	unsigned long hits, missed;
+	unsigned int lines = 0;
+	char name[64];
+
+	for (; file && fscanf(file, "%63s %lu %lu", name, &hits, &missed) == 3; lines++)
+		if (missed)
+			errx(1, "%s: %lu calls were not seen", name, missed);
+	if (lines != sizeof(PROBES) / sizeof(PROBES[0]))
+		errx(1, "kprobe_profile has %u probes", lines);
+	fclose(file);
+}
+
 static __u64 field(const char *line, const char *name)
 {
 	const char *end = strchrnul(line, '\n'), *at = strstr(line, name);
@@ -189,6 +206,7 @@ static bool parse(const char *line, struct call *call)
 		call->size = field(at, " size=");
 		call->dir = field(at, " dir=");
 		call->offset = field(at, " offset=");
+		call->op = field(at, " op=");
 		call->arg = field(at, " arg=");
 		call->status = field(at, " status=");
 		return true;
@@ -206,8 +224,8 @@ static void read_memory(void)
 
 	while (file && fgets(line, sizeof(line), file))
 		if (line[0] != ' ' && strstr(line, " : System RAM") &&
-		    sscanf(line, "%" SCNx64 "-%" SCNx64, (uint64_t *)&r.start, (uint64_t *)&r.end) == 2 &&
-		    r.end && memory_ranges < 64)
+		    sscanf(line, "%llx-%llx", &r.start, &r.end) == 2 && r.end &&
+		    memory_ranges < sizeof(memory) / sizeof(memory[0]))
 			memory[memory_ranges++] = r;
 	if (!memory_ranges)
 		errx(1, "/proc/iomem has no memory");
@@ -362,7 +380,7 @@ static unsigned int adjacent_frames(void)
 	return best;
 }
 
-/* The longest row of adjacent page frames in the slots, of which @with_frames is demanded, too */
+/* The longest row of slots with adjacent page frames, and @with_frames with adjacent frames, too */
 static void find_run(bool with_frames)
 {
 	unsigned int i, n = 1;
@@ -466,20 +484,21 @@ static void saw_sync(const struct call *call)
 }
 
 /* The hypervisor does it in the frame that has the address. */
-static void saw_flush(const struct call *call)
+static void saw_flush(const struct call *call, bool read)
 {
 	__u64 frame = call->addr / PAGE_SIZE - run->page->frame;
 
 	sum.flush++;
 	if (call->addr % PAGE_SIZE && !sum.unaligned++)
 		fprintf(stderr, "# flush: 0x%llx is not a page's address\n", call->addr);
-	if (frame >= pages_of_run || call->offset + call->size > PAGE_SIZE)
+	if (call->op != (read ? GNTTAB_CACHE_INVAL : GNTTAB_CACHE_CLEAN) ||
+	    frame >= pages_of_run || call->offset + call->size > PAGE_SIZE)
 		elsewhere = true;
 	else
 		touch(frame, call->offset, call->size);
 }
 
-static void saw(const char *text)
+static void saw(const char *text, bool read)
 {
 	/* Those without an answer so far: an interrupt may make a call before it comes. */
 	__u64 asked[8];
@@ -506,7 +525,7 @@ static void saw(const char *text)
 			if (pending == sizeof(asked) / sizeof(asked[0]))
 				errx(1, "calls have no answer");
 			asked[pending++] = call.arg;
-			saw_flush(&call);
+			saw_flush(&call, read);
 			break;
 		case ANSWER:
 			for (i = 0; i < pending && asked[i] != call.arg; i++)
@@ -568,7 +587,7 @@ static void traced_io(bool read, size_t start, size_t len)
 	}
 	trace_begin();
 	io(read, iov, n, len);
-	saw(trace_end());
+	saw(trace_end(), read);
 	judge(start, len, read);
 }
 
@@ -654,6 +673,7 @@ int main(int argc, char **argv)
 		try(PAGE_SIZE + 512, 2 * PAGE_SIZE + 1024);
 		try(512, all - 512);
 	}
+	check_that_none_was_missed();
 	unmap();
 #define print(name) printf(#name " %lu\n", sum.name)
 	print(same_section);
