@@ -413,8 +413,9 @@ static int by_mem(const void *a, const void *b)
 
 /*
  * A piece of a buffer goes over a page's end if the pages are adjacent both for the
- * machine and for dom0. Which page frames a mapping gets, in which order, is the same
- * the next time, mostly: then the slots with adjacent ones are given adjacent frames.
+ * machine and for dom0. Which page frames a mapping gets, in which order, is mostly the
+ * same the next time, or the time after that: the balloon gives first what it got last.
+ * So slots that had adjacent ones are given pages with adjacent frames, for two tries.
  */
 static void get_run(void)
 {
@@ -428,7 +429,7 @@ static void get_run(void)
 			return;
 		find_run(false);
 		unmap();
-		for (i = 0; i < BATCH; i++)
+		for (i = 0; i < BATCH && try % 2 == 0; i++)
 			slots[(run - slots + i) % BATCH].page = pages + (first + i) % POOL;
 		qsort(slots, BATCH, sizeof(slots[0]), by_mem);
 	}
