@@ -8,8 +8,12 @@
  * where grants are unmapped, either: that is in MMU notifiers and in soft
  * interrupts. So a page that is idle is unmapped at once, and a page that is in
  * use waits in a queue, which tries it again and again.
+ */
+
+/**
+ * DOC: States of pages and requests
  *
- * A page is in one of these states:
+ * A page is in one of these states::
  *
  *   state     operation's handle   waiting_since
  *   -----     ------------------   -------------
@@ -29,7 +33,7 @@
  *
  * A request enters the queue with its first page that waits, and leaves it with
  * its last one. In between it is in one of two places. The lock protects the
- * membership of both:
+ * membership of both::
  *
  *   queue->waiting   ordered by the time when the request is due; more pages make
  *     |      ^       it due in 1 ms, if that is earlier
