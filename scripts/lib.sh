@@ -54,6 +54,9 @@ kernel_for_runner() {
 	esac
 }
 
+# The kernels that Debian has built, by the names that scripts/setup gives them
+debian_kernels() { awk '$1 ~ /^debian-/ && !seen[$1]++ { print $1 }' "$TOP/scripts/packages"; }
+
 # One build at a time of a base.
 lock_build() {
 	mkdir -p "$WORK" || die "cannot make $WORK"

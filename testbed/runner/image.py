@@ -18,9 +18,17 @@ TOP = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.abspath(os.environ.get('BUILD') or os.path.join(TOP, 'build'))
 
 
+with open(os.path.join(TOP, 'scripts/packages'), encoding='ascii') as packages:
+    PACKAGE_LIST = packages.read()
+
+
 def default_base():
-    with open(os.path.join(TOP, 'scripts/packages'), encoding='ascii') as f:
-        return re.findall(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', f.read())[0]
+    return re.findall(r'(?m)^[^#\n]*\blinux-source-([0-9.]+)\s', PACKAGE_LIST)[0]
+
+
+def packages_named(prefix):
+    """The kinds of packages that begin so, in order."""
+    return list(dict.fromkeys(re.findall(rf'(?m)^({prefix}\S*)\s', PACKAGE_LIST)))
 
 
 WORK = os.path.join(BUILD, os.environ.get('BASE') or default_base())
