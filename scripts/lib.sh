@@ -50,6 +50,9 @@ kernel_for_runner() {
 	case $1 in
 	arm64) printf '%s\n' --arch arm64 --kernel patched ;;
 	arm64-*) printf '%s\n' --arch arm64 --kernel "${1#arm64-}" ;;
+	# Debian has built it without CONFIG_XEN_DOM0: it runs in guests.
+	debian-*-cloud) printf '%s\n' --kernel "${1%-cloud}" --guest-kernel "$1" --guest-module loop --guest-module dm-mod ;;
+	debian-*) printf '%s\n' --kernel "$1" --module loop --module dm-mod --guest-module loop --guest-module dm-mod ;;
 	*) printf '%s\n' --kernel "$1" ;;
 	esac
 }

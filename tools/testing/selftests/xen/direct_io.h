@@ -22,6 +22,7 @@
 #include <linux/dm-ioctl.h>
 #include <linux/io_uring.h>
 #include <linux/loop.h>
+#include "../../../../mm/gup_test.h"
 
 #define DISK_SIZE	0x100000
 
@@ -337,6 +338,74 @@ static inline ssize_t uring_rw(int fd, bool write, void *buf, size_t len)
 static inline ssize_t uring_fixed_rw(int fd, bool write, void *buf, size_t len)
 {
 	return __uring_rw(fd, write, buf, len, true);
+}
+
+/*
+ * A long-term pin: by CONFIG_GUP_TEST, which a distribution's kernel does not have, or
+ * by a buffer that is registered with io_uring.
+ */
+
+struct pin {
+	int gup;	/* -1: by io_uring */
+	struct uring ring;
+	void *mem;
+	size_t len;
+};
+
+static inline int pin_open(struct pin *p)
+{
+	memset(p, 0, sizeof(*p));
+	p->gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
+	return p->gup >= 0 || uring_works() ? 0 : -1;
+}
+
+static inline int pin_hold(struct pin *p, void *mem, size_t len)
+{
+	struct pin_longterm_test start = {
+		.addr = (uintptr_t)mem,
+		.size = len,
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+	};
+
+	p->mem = mem;
+	p->len = len;
+	return p->gup >= 0 ? ioctl(p->gup, PIN_LONGTERM_TEST_START, &start) :
+			     uring_open(&p->ring, mem, len);
+}
+
+/* What is in the pages, which need not be mapped any more */
+static inline int pin_read(struct pin *p, void *copy)
+{
+	__u64 to = (uintptr_t)copy;
+	ssize_t len = p->len;
+	int fd, res = -1;
+
+	if (p->gup >= 0)
+		return ioctl(p->gup, PIN_LONGTERM_TEST_READ, &to);
+	fd = memfd_create("pinned", MFD_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	if (uring_submit(&p->ring, fd, true, p->mem, p->len) == len &&
+	    pread(fd, copy, len, 0) == len)
+		res = 0;
+	close(fd);
+	return res;
+}
+
+static inline int pin_release(struct pin *p)
+{
+	if (p->gup >= 0)
+		return ioctl(p->gup, PIN_LONGTERM_TEST_STOP);
+	uring_close(&p->ring);
+	return 0;
+}
+
+static inline void pin_close(struct pin *p)
+{
+	if (p->gup >= 0)
+		close(p->gup);
+	else if (p->ring.ring)
+		uring_close(&p->ring);
 }
 
 #endif /* XEN_DIRECT_IO_H */

@@ -13,7 +13,6 @@
 
 #include "xen_grant.h"
 #include "direct_io.h"
-#include "../../../../mm/gup_test.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
 
@@ -166,37 +165,30 @@ TEST_F(gntdev, grant_is_revoked_once_the_pipe_is_drained)
 
 TEST_F(gntdev, munmap_under_longterm_pin_keeps_data)
 {
-	struct pin_longterm_test pin = {
-		.size = 4 * PAGE_SIZE,
-		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
-	};
 	char copy[4 * PAGE_SIZE];
-	__u64 to = (uintptr_t)copy;
+	struct pin pin;
 	unsigned int i;
 	char *mem;
-	int gup;
 
-	gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
-	if (gup < 0)
-		SKIP(return, "/sys/kernel/debug/gup_test: %s", strerror(errno));
+	if (pin_open(&pin))
+		SKIP(return, "no gup_test, and no io_uring: %s", strerror(errno));
 
 	mem = gntdev_map(self->env.gntdev, self->ref, 4, RW);
 	ASSERT_NE(MAP_FAILED, mem);
-	pin.addr = (uintptr_t)mem;
-	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_START, &pin));
+	ASSERT_EQ(0, pin_hold(&pin, mem, 4 * PAGE_SIZE));
 	ASSERT_EQ(0, munmap(mem, 4 * PAGE_SIZE));
 
 	fill_page(granted(2), 1234);
-	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_READ, &to));
+	ASSERT_EQ(0, pin_read(&pin, copy));
 	for (i = 0; i < 4; i++) {
 		EXPECT_TRUE(mapped(i));
 		EXPECT_TRUE(page_holds(page(copy, i), i == 2 ? 1234 : i));
 	}
 
-	ASSERT_EQ(0, ioctl(gup, PIN_LONGTERM_TEST_STOP));
+	ASSERT_EQ(0, pin_release(&pin));
 	for (i = 0; i < 4; i++)
 		EXPECT_TRUE(wait_for(!mapped(i)));
-	close(gup);
+	pin_close(&pin);
 }
 
 TEST_F(gntdev, munmap_of_registered_buffer_keeps_it_usable)

@@ -19,7 +19,6 @@
 
 #include "xen_grant.h"
 #include "direct_io.h"
-#include "../../../../mm/gup_test.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
 
@@ -618,7 +617,7 @@ enum how { BY_PIPE, BY_PIN, BY_DIRECT_IO };
 struct holder {
 	enum how how;
 	int pipe[2];
-	int gup;
+	struct pin pin;
 	struct disk disk;
 	struct dm_disk dm;
 	aio_context_t aio;
@@ -627,8 +626,9 @@ struct holder {
 
 static const char *holder_missing(enum how how)
 {
-	if (how == BY_PIN && access("/sys/kernel/debug/gup_test", R_OK | W_OK))
-		return "no access to /sys/kernel/debug/gup_test";
+	if (how == BY_PIN && access("/sys/kernel/debug/gup_test", R_OK | W_OK) &&
+	    !uring_works())
+		return "no gup_test, and no io_uring";
 	if (how == BY_DIRECT_IO && access("/dev/loop-control", R_OK | W_OK))
 		return "no access to /dev/loop-control";
 	if (how == BY_DIRECT_IO && access("/dev/mapper/control", R_OK | W_OK))
@@ -644,24 +644,17 @@ static int holder_open(struct holder *h, enum how how)
 	if (how == BY_DIRECT_IO)
 		return disk_open(&h->disk) || dm_open(&h->dm, &h->disk) ||
 		       dm_suspend(&h->dm) ? -1 : 0;
-	h->gup = open("/sys/kernel/debug/gup_test", O_RDWR | O_CLOEXEC);
-	return h->gup < 0 ? -1 : 0;
+	return pin_open(&h->pin);
 }
 
 static bool holder_hold(struct holder *h, void *mem, unsigned int count)
 {
-	struct pin_longterm_test pin = {
-		.addr = (uintptr_t)mem,
-		.size = count * PAGE_SIZE,
-		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
-	};
-
 	h->len = count * PAGE_SIZE;
 	if (h->how == BY_PIPE)
 		return hold(h->pipe, mem, count);
 	if (h->how == BY_DIRECT_IO)
 		return !aio_start(&h->aio, h->dm.fd, true, mem, h->len);
-	return !ioctl(h->gup, PIN_LONGTERM_TEST_START, &pin);
+	return !pin_hold(&h->pin, mem, h->len);
 }
 
 static bool holder_release(struct holder *h)
@@ -672,7 +665,7 @@ static bool holder_release(struct holder *h)
 		return !dm_resume(&h->dm) &&
 		       aio_finish(h->aio) == (ssize_t)h->len;
 	if (h->how == BY_PIN)
-		return !ioctl(h->gup, PIN_LONGTERM_TEST_STOP);
+		return !pin_release(&h->pin);
 	for (; h->len; h->len -= PAGE_SIZE)
 		if (!drain(h->pipe, copy))
 			return false;
@@ -688,7 +681,7 @@ static void holder_close(struct holder *h)
 		dm_close(&h->dm);
 		disk_close(&h->disk);
 	} else {
-		close(h->gup);
+		pin_close(&h->pin);
 	}
 }
 
