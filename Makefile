@@ -37,6 +37,10 @@ shell: tree ## an interactive dom0 on the patched kernel
 refresh: ## write the commits of build/BASE/tree back to the series
 	scripts/refresh
 
+dkms: setup ## build/dkms/xen-grant-fixes-dkms.deb: the fixes as modules for the kernel that you have
+	for base in 7.3 6.12; do BASE=$$base scripts/setup && BASE=$$base scripts/apply || exit; done
+	scripts/dkms
+
 export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
@@ -52,4 +56,4 @@ clean: ## remove all that was made, but for the downloads and the compiler's cac
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check check-all soak bench setup tree kernel shell refresh export grant-check apply clean help
+.PHONY: demo check check-all soak bench setup tree kernel shell refresh dkms export grant-check apply clean help

@@ -45,14 +45,31 @@ cross_of() { [ "$(arch_of "$1")" = x86 ] || echo aarch64-linux-gnu-; }
 # arch_for_make KERNEL: what make is told about its architecture, a word a line
 arch_for_make() { [ "$(arch_of "$1")" = x86 ] || printf '%s\n' ARCH=arm64 "CROSS_COMPILE=$(cross_of "$1")"; }
 
+# debian_kernel_for_runner NAME[+dkms]: with the modules of scripts/dkms, if it says so.
+# What the tests need that is a module there is loaded, too.
+debian_kernel_for_runner() {
+	local name=${1%+dkms} version file
+	case $name in
+	# Debian has built it without CONFIG_XEN_DOM0: it runs in guests.
+	*-cloud) printf '%s\n' --kernel "${name%-cloud}" --guest-kernel "$name" ;;
+	*) printf '%s\n' --kernel "$name" --module loop --module dm-mod ;;
+	esac
+	printf '%s\n' --guest-module loop --guest-module dm-mod
+	[[ $1 == *+dkms ]] || return 0
+	version=$(readlink "$BUILD/debian/$name")
+	for file in "$BUILD/dkms/modules/$version"/*.ko; do
+		[ -e "$file" ] || die "no modules of scripts/dkms for $name: run testbed/suites/dkms --build"
+		[[ $name == *-cloud ]] || printf '%s\n' --module "$file"
+		printf '%s\n' --guest-module "$file"
+	done
+}
+
 # kernel_for_runner KERNEL: what testbed/runner/dom0 is told about it, a word a line
 kernel_for_runner() {
 	case $1 in
 	arm64) printf '%s\n' --arch arm64 --kernel patched ;;
 	arm64-*) printf '%s\n' --arch arm64 --kernel "${1#arm64-}" ;;
-	# Debian has built it without CONFIG_XEN_DOM0: it runs in guests.
-	debian-*-cloud) printf '%s\n' --kernel "${1%-cloud}" --guest-kernel "$1" --guest-module loop --guest-module dm-mod ;;
-	debian-*) printf '%s\n' --kernel "$1" --module loop --module dm-mod --guest-module loop --guest-module dm-mod ;;
+	debian-*) debian_kernel_for_runner "$1" ;;
 	*) printf '%s\n' --kernel "$1" ;;
 	esac
 }
