@@ -37,8 +37,7 @@ shell: tree ## an interactive dom0 on the patched kernel
 refresh: ## write the commits of build/BASE/tree back to the series
 	scripts/refresh
 
-dkms: setup ## build/dkms/xen-grant-fixes-dkms.deb: the fixes as modules for the kernel that you have
-	for base in 7.3 6.12; do BASE=$$base scripts/setup && BASE=$$base scripts/apply || exit; done
+dkms: ## build/dkms/xen-grant-fixes-dkms.deb: the fixes as modules for the kernel that you have
 	scripts/dkms
 
 export: tree ## build/BASE/export: the series as mails
