@@ -95,10 +95,13 @@ need_space() {
 		die "$2 needs $1 MiB in $BUILD, $free MiB are free: make room, or set BUILD to another disk"
 }
 
+# objects LOG: how far a build of about ABOUT objects is
+objects() { [ -z "${ABOUT:-}" ] || printf ', %d of about %d objects' "$(grep -cE '^  (AR|AS|CC|LD) ' "$1")" "$ABOUT"; }
+
 # run_logged WHAT LOG COMMAND...: progress while it runs, the time it took when
 # it ends, everything it prints in LOG; on failure the last lines and LOG's path.
 run_logged() {
-	local what=$1 log=$2 start=$SECONDS next=15 interrupted='' pid
+	local what=$1 log=$2 start=$SECONDS next=30 interrupted='' pid
 	shift 2
 	mkdir -p "$(dirname "$log")"
 	trap 'interrupted=1' INT TERM
@@ -113,10 +116,10 @@ run_logged() {
 			die "interrupted: $what; run it again to go on"
 		fi
 		if [ -t 1 ]; then
-			printf '\r\033[K%s ... %d s  %.50s' "$what" $((SECONDS - start)) "$(tail -qn 1 "$log" | tr -d '\r')"
+			printf '\r\033[K%s ... %d s%s  %.50s' "$what" $((SECONDS - start)) "$(objects "$log")" "$(tail -qn 1 "$log" | tr -d '\r')"
 		elif [ $((SECONDS - start)) -ge "$next" ]; then
-			say "$what ... $((SECONDS - start)) s"
-			next=$((next + 15))
+			say "$what ... $((SECONDS - start)) s$(objects "$log")"
+			next=$((next + 30))
 		fi
 		sleep 0.2
 	done
