@@ -58,6 +58,7 @@ PACKAGES = {
     ('x86', '4.17'): ('xen', 'make setup'),
     ('x86', '4.20'): ('xen-4.20', 'scripts/setup xen-4.20'),
     ('arm64', '4.17'): ('xen-arm64', 'scripts/setup arm64'),
+    ('arm64', '4.20'): ('xen-arm64-4.20', 'scripts/setup arm64 xen-4.20'),
 }
 XENS = sorted({version for _, version in PACKAGES})
 
