@@ -40,6 +40,9 @@ refresh: ## write the commits of build/BASE/tree back to the series
 dkms: ## build/dkms/xen-grant-fixes-dkms.deb: the fixes as modules for the kernel that you have
 	scripts/dkms
 
+deb: tree ## build/BASE/deb: installable kernel packages (CONFIG=debian, cloud, running or a file)
+	scripts/deb "$(CONFIG)"
+
 export: tree ## build/BASE/export: the series as mails
 	scripts/export
 
@@ -55,4 +58,4 @@ clean: ## remove all that was made, but for the downloads and the compiler's cac
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check check-all soak bench setup tree kernel shell refresh dkms export grant-check apply clean help
+.PHONY: demo check check-all soak bench setup tree kernel shell refresh dkms deb export grant-check apply clean help
