@@ -21,6 +21,10 @@ soak: kernel ## let go of pages in use at random for 10 minutes, with guests (te
 bench: ## measure stock and patched, in instructions
 	testbed/suites/bench
 
+report: ## build/report.html: what was measured, on a page to look at
+	@command -v gnuplot >/dev/null || scripts/setup report
+	testbed/report
+
 setup: ## install what is missing, unpack the base and Xen
 	scripts/setup
 
@@ -58,4 +62,4 @@ clean: ## remove all that was made, but for the downloads and the compiler's cac
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: demo check check-all soak bench setup tree kernel shell refresh dkms deb export grant-check apply clean help
+.PHONY: demo check check-all soak bench report setup tree kernel shell refresh dkms deb export grant-check apply clean help

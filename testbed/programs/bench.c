@@ -2,7 +2,8 @@
 /*
  * The figures of testbed/suites/bench, measured in a dom0 that maps its own grants or,
  * with XEN_SELFTEST_GRANTER, a guest's.
- * Prints a line "name value" for each; "-" for what this kernel does not count.
+ * Prints a line "name value" for each; "-" for what this kernel does not count. With
+ * "drain" it prints how many pages wait at each moment.
  *
  * Time is the machine's instructions: dom0 runs with --icount.
  */
@@ -24,6 +25,8 @@
 /* Each page is in use, each by another pipe than those of other requests. */
 #define REQUESTS	1000
 #define REQUEST_PAGES	10
+/* As many have grants of their own, the others the same ones again. */
+#define USED_REQUESTS	(PAGES / REQUEST_PAGES)
 #define IDLE_S		10
 /* Of Xen's public headers */
 #define __HYPERVISOR_vcpu_op		24
@@ -306,49 +309,77 @@ static __u64 busy_time(void)
 	return now() - begin - (idle_time() - idle);
 }
 
-static void queue(void)
+static int pipes[REQUESTS][2];
+static struct iovec iov[REQUESTS];
+static __s64 index_of[REQUESTS];
+
+/* Maps the pages of all requests, and holds each request's in a pipe. */
+static void map_and_hold(void)
 {
-	static int pipes[REQUESTS][2];
-	static struct iovec iov[REQUESTS];
-	static __s64 index[REQUESTS];
 	struct rlimit files = { 2 * REQUESTS + 64, 2 * REQUESTS + 64 };
-	long deferred = stat_of("deferred"), passes, attempts, hypercalls;
 	const size_t size = REQUEST_PAGES * PAGE_SIZE;
-	unsigned int i, used = PAGES / REQUEST_PAGES;
-	__s64 without, with;
-	__u64 begin;
+	unsigned int i;
 
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		err(1, "setrlimit");
 	for (i = 0; i < REQUESTS; i++) {
 		/* Xen lets a grant be mapped 127 times, not a thousand. */
-		grant_ref_t *ref = refs + i % used * REQUEST_PAGES;
+		grant_ref_t *ref = refs + i % USED_REQUESTS * REQUEST_PAGES;
 
-		index[i] = gntdev_add(gntdev, granter_domid(), ref, REQUEST_PAGES);
-		if (index[i] < 0)
+		index_of[i] = gntdev_add(gntdev, granter_domid(), ref, REQUEST_PAGES);
+		if (index_of[i] < 0)
 			err(1, "cannot map grants, request %u", i);
 		iov[i].iov_len = size;
-		iov[i].iov_base = mmap(NULL, size, RW, MAP_SHARED, gntdev, index[i]);
+		iov[i].iov_base = mmap(NULL, size, RW, MAP_SHARED, gntdev, index_of[i]);
 		if (iov[i].iov_base == MAP_FAILED)
 			err(1, "mmap of request %u", i);
 		if (pipe(pipes[i]) || vmsplice(pipes[i][1], iov + i, 1, 0) != (ssize_t)size)
 			err(1, "cannot hold request %u in a pipe", i);
 	}
-	expect_mapped(used * REQUEST_PAGES);
-	without = busy_time();
+	expect_mapped(USED_REQUESTS * REQUEST_PAGES);
+}
+
+static void unmap_all(void)
+{
+	unsigned int i;
 
 	for (i = 0; i < REQUESTS; i++)
-		if (munmap(iov[i].iov_base, size) ||
-		    gntdev_remove(gntdev, index[i], REQUEST_PAGES))
+		if (munmap(iov[i].iov_base, REQUEST_PAGES * PAGE_SIZE) ||
+		    gntdev_remove(gntdev, index_of[i], REQUEST_PAGES))
 			err(1, "cannot unmap request %u", i);
+}
+
+static void release(unsigned int request)
+{
+	close(pipes[request][0]);
+	close(pipes[request][1]);
+}
+
+static void expect_deferred(long before)
+{
+	long deferred = stat_of("deferred") - before;
+
+	if (deferred != REQUESTS * REQUEST_PAGES)
+		errx(1, "the queue took %ld pages, not %u", deferred, REQUESTS * REQUEST_PAGES);
+}
+
+static void queue(void)
+{
+	long deferred = stat_of("deferred"), passes, attempts, hypercalls;
+	__s64 without, with;
+	unsigned int i;
+	__u64 begin;
+
+	map_and_hold();
+	without = busy_time();
+
+	unmap_all();
 	passes = stat_of("passes");
 	attempts = stat_of("attempts");
 	with = busy_time();
-	expect_mapped(used * REQUEST_PAGES);
+	expect_mapped(USED_REQUESTS * REQUEST_PAGES);
 	if (deferred >= 0) {
-		deferred = stat_of("deferred") - deferred;
-		if (deferred != REQUESTS * REQUEST_PAGES)
-			errx(1, "the queue took %ld pages, not %u", deferred, REQUESTS * REQUEST_PAGES);
+		expect_deferred(deferred);
 		passes = stat_of("passes") - passes;
 		if (!passes)
 			errx(1, "the queue made no pass in %u s", IDLE_S);
@@ -359,10 +390,8 @@ static void queue(void)
 	print_count("queue_attempts", attempts);
 
 	hypercalls = stat_of("hypercalls");
-	for (i = 0; i < REQUESTS; i++) {
-		close(pipes[i][0]);
-		close(pipes[i][1]);
-	}
+	for (i = 0; i < REQUESTS; i++)
+		release(i);
 	begin = now();
 	while (refs_mapped()) {
 		if (now() - begin > GONE_S * 1000000000ULL)
@@ -377,19 +406,72 @@ static void queue(void)
 	print_count("queue_hypercalls", hypercalls);
 }
 
+/* The same pages, and how many of them wait at each moment */
+
+/* Prints "drain_NAME MS HELD WAITING". */
+static long sample(const char *name, __u64 begin, unsigned int held)
+{
+	long waiting = stat_of("deferred") - stat_of("unmapped") - stat_of("failed");
+
+	printf("drain_%s %.1f %u %ld\n", name, (__s64)(now() - begin) / 1e6, held, waiting);
+	return waiting;
+}
+
+/* Releases a request each US microseconds, or, with 0, all at once. */
+static void drain_queue(const char *name, unsigned int us)
+{
+	long deferred = stat_of("deferred");
+	unsigned int i;
+	__u64 begin;
+
+	if (deferred < 0) {
+		printf("drain_%s -\n", name);
+		return;
+	}
+	map_and_hold();
+	unmap_all();
+	sleep(IDLE_S);
+	expect_deferred(deferred);
+	begin = now();
+	sample(name, begin, REQUESTS * REQUEST_PAGES);
+	for (i = 0; i < REQUESTS; i++) {
+		release(i);
+		if (!us)
+			continue;
+		usleep(us);
+		if (i % 5 == 4)
+			sample(name, begin, (REQUESTS - i - 1) * REQUEST_PAGES);
+	}
+	while (sample(name, begin, 0)) {
+		if (now() - begin > GONE_S * 1000000000ULL)
+			errx(1, "pages still wait after %u s", GONE_S);
+		usleep(1000);
+	}
+	expect_mapped(0);
+}
+
 int main(int argc, char **argv)
 {
+	unsigned int count;
+
 	set_up();
 	if (argc == 2 && !strcmp(argv[1], "map")) {
 		map_and_unmap(1);
 		map_and_unmap(32);
 		map_and_unmap(PAGES);
+	} else if (argc == 2 && !strcmp(argv[1], "sizes")) {
+		for (count = 2; count < PAGES; count *= 2)
+			if (count != 32)
+				map_and_unmap(count);
 	} else if (argc == 2 && !strcmp(argv[1], "pages")) {
 		pages();
 	} else if (argc == 2 && !strcmp(argv[1], "queue")) {
 		queue();
+	} else if (argc == 2 && !strcmp(argv[1], "drain")) {
+		drain_queue("at_once", 0);
+		drain_queue("one_by_one", 1000);
 	} else {
-		errx(1, "usage: bench map|pages|queue");
+		errx(1, "usage: bench map|sizes|pages|queue|drain");
 	}
 	return 0;
 }
