@@ -179,7 +179,7 @@ struct unmap_queue {
 
 static struct unmap_queue unmap_queue;
 
-/* Pages that are never used again, as their grants are still mapped. */
+/* Pages that are never used again, see page_leaked(). */
 static atomic_long_t unmap_leaked;
 
 /* --- unmapping */
@@ -210,7 +210,8 @@ static void report_leak(const struct xen_page_foreign *foreign, int status)
 }
 
 /*
- * The frame of another domain is still mapped at this page. The page keeps its
+ * The frame of another domain is still mapped at this page, or the page's p2m entry
+ * was not that of a foreign frame, so nobody knows what it is. The page keeps its
  * tag, by which gnttab_free_pages() and gnttab_page_cache_put() know not to hand
  * it out again.
  */

@@ -41,8 +41,8 @@ typedef void (*gnttab_unmap_done_t)(struct gnttab_unmap_request *req,
  *       operation is invalid, and its status is GNTST_okay or the error.
  * @pages: the pages
  * @waiting_since: for each page, when it began to wait, in jiffies, or 0 if it
- *                 does not wait. The caller sets all to 0 once, the queue does
- *                 everything else.
+ *                 does not wait. The caller zeroes the array once; after that
+ *                 only the queue writes it.
  * @refs: how many references each page has when nobody uses it, or NULL if each
  *        has one
  * @owner: the owner; each request in the queue has a reference to it
