@@ -1118,13 +1118,28 @@ void gnttab_unmap_owner_put(struct gnttab_unmap_owner *owner)
 EXPORT_SYMBOL_GPL(gnttab_unmap_owner_put);
 
 /**
+ * gnttab_unmap_owner_requests - tell how many requests an owner has in the queue
+ * @owner: the owner
+ *
+ * A request counts until its done() has returned.
+ *
+ * Context: Any.
+ * Return: the number. Unless the owner submits something meanwhile, it only falls.
+ */
+unsigned int gnttab_unmap_owner_requests(const struct gnttab_unmap_owner *owner)
+{
+	return atomic_read(&owner->requests);
+}
+EXPORT_SYMBOL_GPL(gnttab_unmap_owner_requests);
+
+/**
  * gnttab_unmap_drain - wait until nothing of an owner is in the queue
  * @owner: the owner, who does not submit anything meanwhile
- * @timeout_ms: how long to wait, in ms
+ * @timeout_ms: how long to wait, in ms, or 0 to look only
  *
  * If this returns 0, all pages that were submitted are settled, and done() has
- * returned for each request. If it returns -ETIMEDOUT, it has told the kernel log
- * which page has been in use for longest.
+ * returned for each request. If it returns -ETIMEDOUT after it has waited, it has
+ * told the kernel log which page has been in use for longest.
  *
  * Context: Process context, sleeps.
  * Return: 0, -ETIMEDOUT, or -EINTR if the task was killed.
@@ -1137,6 +1152,8 @@ int gnttab_unmap_drain(struct gnttab_unmap_owner *owner, unsigned int timeout_ms
 	/* Pairs with the atomic_dec_and_test() in pass_put_back(): done() has returned. */
 	if (!atomic_read_acquire(&owner->requests))
 		return 0;
+	if (!timeout_ms)
+		return -ETIMEDOUT;
 
 	ret = wait_event_killable_timeout(owner->drained,
 					  !atomic_read_acquire(&owner->requests),

@@ -142,6 +142,7 @@ struct gnttab_unmap_owner *gnttab_unmap_owner_create(struct module *module,
 						     const char *fmt, ...);
 struct gnttab_unmap_owner *gnttab_unmap_owner_get(struct gnttab_unmap_owner *owner);
 void gnttab_unmap_owner_put(struct gnttab_unmap_owner *owner);
+unsigned int gnttab_unmap_owner_requests(const struct gnttab_unmap_owner *owner);
 int gnttab_unmap_drain(struct gnttab_unmap_owner *owner, unsigned int timeout_ms);
 
 #endif /* _XEN_GRANT_UNMAP_H */

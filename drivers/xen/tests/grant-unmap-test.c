@@ -2151,6 +2151,8 @@ static void drain_times_out_and_names_the_page_in_use(struct kunit *test)
 
 	hold(r, 0);
 	submit_all(r);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 0), -ETIMEDOUT);
+	KUNIT_EXPECT_EQ(test, w->reported, 0);
 	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 1), -ETIMEDOUT);
 	expect_waiting(r, 0);
 	KUNIT_EXPECT_EQ(test, w->reported, 1);
@@ -2163,6 +2165,31 @@ static void drain_times_out_and_names_the_page_in_use(struct kunit *test)
 	pass_over_all(test);
 	expect_done(r, 1, 0);
 	KUNIT_EXPECT_EQ(test, gnttab_unmap_drain(w->owner, 1), 0);
+}
+
+static void requests_in_the_queue_are_counted(struct kunit *test)
+{
+	struct world *w = test->priv;
+	struct test_request *first = request_new(test, 1);
+	struct test_request *second = request_new(test, 2);
+
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 0);
+	hold(first, 0);
+	hold(second, 0);
+	hold(second, 1);
+	submit_all(first);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 1);
+	submit_all(second);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 2);
+	release(second, 0);
+	pass_over_all(test);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 2);
+	release(second, 1);
+	pass_over_all(test);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 1);
+	release(first, 0);
+	pass_over_all(test);
+	KUNIT_EXPECT_EQ(test, gnttab_unmap_owner_requests(w->owner), 0);
 }
 
 /* Gives the page back when somebody waits for it, and runs the pass. */
@@ -2610,6 +2637,7 @@ static struct kunit_case grant_unmap_cases[] = {
 	KUNIT_CASE(drain_returns_at_once_when_others_have_pending_work),
 	KUNIT_CASE(drain_times_out_and_names_the_page_in_use),
 	KUNIT_CASE(drain_waits_for_pending_work),
+	KUNIT_CASE(requests_in_the_queue_are_counted),
 	KUNIT_CASE(stats_add_up),
 	KUNIT_CASE(survey_names_the_page_that_has_waited_for_longest),
 	KUNIT_CASE(survey_leaves_out_pages_that_are_idle),
